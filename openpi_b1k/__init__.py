@@ -1,0 +1,1 @@
+"""pi0.5 for BEHAVIOR-1K in JAX/Flax: train, serve, evaluate, convert."""

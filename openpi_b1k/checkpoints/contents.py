@@ -1,0 +1,148 @@
+"""What lies beside the arrays of a checkpoint, so that its directory alone is enough to serve, resume and convert.
+
+`<completed steps>/` has
+`params/`: the weights to act with, and `train_state/`: what training needs besides (Orbax);
+`config.json`: the run's TrainConfig, and `checkpoint.json`: CheckpointInfo;
+`assets/behavior-1k/<generation>-challenge-demos/norm_stats.json`, which is where openpi looks for it;
+`assets/prompts.json` and `assets/tokenizer.model`.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import re
+import subprocess
+import time
+
+import pydantic
+
+from openpi_b1k.config import serialize
+from openpi_b1k.config.model import FORBID_EXTRA
+from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.transforms.normalize import NormStats
+
+CONFIG_FILE = "config.json"
+INFO_FILE = "checkpoint.json"
+PROMPTS_FILE = "assets/prompts.json"
+TOKENIZER_FILE = "assets/tokenizer.model"
+NORM_STATS_PATTERN = "assets/*/*/norm_stats.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """Where a run stood and what it was made from."""
+
+    completed_steps: int
+    samples_consumed: int
+    """Position of the loader: the next sample is this one of the run's order."""
+    data_fingerprint: str
+    has_ema: bool
+    """Whether `params/` holds the moving average, and `train_state/` the live parameters."""
+    code_version: str
+    saved_at: float = dataclasses.field(default_factory=time.time)
+    """Unix time in seconds."""
+
+    __pydantic_config__ = FORBID_EXTRA
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """What turns raw samples into model inputs, beyond the config."""
+
+    norm_stats: NormStats
+    prompts: dict[str, str]
+    """Task name -> prompt."""
+    tokenizer: bytes
+    """The SentencePiece model file."""
+
+
+def norm_stats_file(config: TrainConfig) -> str:
+    """Returns the path of the norm stats inside a checkpoint, under the data set's name as in openpi's checkpoints."""
+    return f"assets/behavior-1k/{config.data.generation}-challenge-demos/norm_stats.json"
+
+
+def files(config: TrainConfig, info: CheckpointInfo, assets: Assets) -> dict[str, bytes]:
+    """Returns {path inside the checkpoint: content} of everything but the arrays."""
+    texts = {
+        CONFIG_FILE: serialize.to_json(config),
+        INFO_FILE: json.dumps(dataclasses.asdict(info), indent=2) + "\n",
+        PROMPTS_FILE: json.dumps(assets.prompts, indent=2, ensure_ascii=False) + "\n",
+        norm_stats_file(config): assets.norm_stats.to_json(),
+    }
+    return {path: text.encode() for path, text in texts.items()} | {TOKENIZER_FILE: assets.tokenizer}
+
+
+@functools.cache
+def code_version() -> str:
+    """Returns the package's version and, in a clone, its commit; `+changed` if the clone differs from it."""
+    try:
+        version = importlib.metadata.version("openpi_b1k")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    clone = pathlib.Path(__file__).parents[2]
+    if not (clone / ".git").exists():
+        return version
+    command = ["git", "-C", str(clone), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changed"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, or a clone of another user's
+        return version
+    return f"{version} {commit}"
+
+
+def read_config(checkpoint: pathlib.Path) -> TrainConfig:
+    """Returns the config of the run that wrote the checkpoint.
+
+    Raises:
+        FileNotFoundError: `checkpoint` is not a checkpoint of openpi_b1k.
+        ValueError: its config is not of this version.
+    """
+    return serialize.read(checkpoint / CONFIG_FILE)
+
+
+def read_info(checkpoint: pathlib.Path) -> CheckpointInfo:
+    """Returns where the run stood.
+
+    Raises:
+        FileNotFoundError: `checkpoint` is not a checkpoint of openpi_b1k.
+        ValueError: its info is not of this version.
+    """
+    path = checkpoint / INFO_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {INFO_FILE} in {checkpoint}; a checkpoint of openpi_b1k has one beside params/")
+    try:
+        return pydantic.TypeAdapter(CheckpointInfo).validate_json(path.read_text())
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path} is not of this version: {error}") from error
+
+
+def read_assets(checkpoint: pathlib.Path) -> Assets:
+    """Returns norm stats, prompts and tokenizer of a checkpoint.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: there are norm stats of several data sets.
+    """
+    found = sorted(checkpoint.glob(NORM_STATS_PATTERN))
+    if len(found) > 1:
+        raise ValueError(f"{checkpoint} has norm stats of {len(found)} data sets, expected one: {found}")
+    for path in (*(found or [checkpoint / NORM_STATS_PATTERN]), checkpoint / PROMPTS_FILE, checkpoint / TOKENIZER_FILE):
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}; a checkpoint of openpi_b1k has one")
+    return Assets(
+        norm_stats=NormStats.from_json(found[0].read_text()),
+        prompts=json.loads((checkpoint / PROMPTS_FILE).read_text()),
+        tokenizer=(checkpoint / TOKENIZER_FILE).read_bytes(),
+    )
+
+
+def completed_checkpoints(run: pathlib.Path) -> list[int]:
+    """Returns the completed steps of each checkpoint in a run's directory, ascending; half-written ones are not seen.
+
+    A checkpoint gets its name of digits when all of it is written; before, it is called `<steps>.orbax-checkpoint-tmp`.
+    """
+    if not run.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in run.iterdir() if re.fullmatch(r"\d+", entry.name) and entry.is_dir())

@@ -1,0 +1,115 @@
+"""Reads weights, and nothing else, from any checkpoint with openpi's names: ours, openpi's, comet's."""
+
+import logging
+import pathlib
+from typing import Any, Literal
+
+import jax
+
+from openpi_b1k import paths
+from openpi_b1k.checkpoints import contents, openpi_rules, orbax_tree
+from openpi_b1k.checkpoints.rules import flatten, require_same_keys
+from openpi_b1k.typing import Params, PyTree
+
+logger = logging.getLogger(__name__)
+
+ROOT, VALUE = "params", "value"
+WeightsKind = Literal["acting", "live"]
+
+# Which flags decide a parameter's shape, told by the beginning of its name; the first that fits counts.
+SHAPE_FLAGS = (
+    ("vision/pos_embedding", "--model.image-size, --model.vision.*"),
+    ("vision/", "--model.vision.*, --model.vlm.width"),
+    ("vlm/embedder", "--model.vocab-size, --model.vlm.width"),
+    ("vlm/", "--model.vlm.*"),
+    ("action_expert/", "--model.action-expert.*"),
+    ("suffix/", "--model.action-dim, --model.action-expert.width"),
+)
+SHAPES_SHOWN = 6
+
+
+def load_params(
+    address: str | pathlib.Path, abstract: Params, shardings: PyTree, *, kind: WeightsKind = "acting"
+) -> Params:
+    """Returns the parameters stored at `address`, each read straight into its shards.
+
+    Args:
+        address: a checkpoint's directory or its params directory; a local path or what `paths.fetch` takes.
+        abstract: the parameters to read, ShapeDtypeStructs under our names. Arrays are cast to their dtypes.
+        shardings: a sharding for each.
+        kind: the weights to act with, which are the moving average where the run kept one, or the live ones.
+
+    Raises:
+        FileNotFoundError: there are no weights at `address`.
+        KeyError: the stored parameters are not the model's; the message names the nearest.
+        ValueError: a stored parameter has another shape.
+    """
+    directory = find_params(paths.fetch(str(address)), kind)
+    stored = orbax_tree.shapes(directory)
+    if ROOT not in stored:
+        raise KeyError(f"{directory} has no root {ROOT!r}, under which openpi stores weights; got {sorted(stored)}")
+    has_value_leaves = all(path.endswith(f"/{VALUE}") for path in flatten(stored[ROOT]))
+    theirs = _without_root(stored, has_value_leaves)
+    found, expected = flatten(openpi_rules.from_openpi(theirs)), flatten(abstract)
+    require_same_keys(found, expected, str(directory))
+    _require_same_shapes(found, expected, directory)
+    _log_rules(directory, list(flatten(theirs)))
+
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+    item = openpi_rules.to_openpi(placed)
+    item = openpi_rules.with_value_leaves(item) if has_value_leaves else {ROOT: item}
+    restored = orbax_tree.read(directory, item, is_partial=True)
+    return openpi_rules.from_openpi(_without_root(restored, has_value_leaves))
+
+
+def find_params(path: pathlib.Path, kind: WeightsKind = "acting") -> pathlib.Path:
+    """Returns the directory of the Orbax item that holds the weights.
+
+    Args:
+        path: a checkpoint's directory or its params directory.
+        kind: as for `load_params`.
+
+    Raises:
+        FileNotFoundError: there are no weights at `path`.
+    """
+    directory = path / "params" if (path / "params" / "_METADATA").is_file() else path
+    if not (directory / "_METADATA").is_file():
+        steps = contents.completed_checkpoints(path)
+        hint = "give a checkpoint's directory or its params directory"
+        if steps:
+            hint = f"it is a run's directory; give one of its checkpoints, such as {path / str(steps[-1])}"
+        raise FileNotFoundError(f"no weights at {path}: {hint}")
+    train_state = directory.parent / "train_state"
+    if kind == "live" and (train_state / "_METADATA").is_file() and ROOT in orbax_tree.shapes(train_state):
+        return train_state
+    return directory
+
+
+def _without_root(item: dict[str, Any], has_value_leaves: bool) -> dict[str, Any]:
+    """Returns an Orbax item's parameters under openpi's names, with or without their value leaves."""
+    return openpi_rules.without_value_leaves({ROOT: item[ROOT]}) if has_value_leaves else item[ROOT]
+
+
+def _require_same_shapes(found: dict[str, Any], expected: dict[str, Any], directory: pathlib.Path) -> None:
+    """Checks each stored shape against the model's."""
+    differing = [name for name in expected if found[name].shape != expected[name].shape]
+    if differing:
+        shown = "; ".join(
+            f"{name} is {found[name].shape} there and {expected[name].shape} here ({_flags(name)})"
+            for name in differing[:SHAPES_SHOWN]
+        )
+        more = f"; and {len(differing) - SHAPES_SHOWN} more" if len(differing) > SHAPES_SHOWN else ""
+        raise ValueError(f"the weights at {directory} are of a model of another size: {shown}{more}")
+
+
+def _flags(name: str) -> str:
+    return next((flags for start, flags in SHAPE_FLAGS if name.startswith(start)), "--model.*")
+
+
+def _log_rules(directory: pathlib.Path, keys: list[str]) -> None:
+    """Logs how many stored keys each rule matched."""
+    counts = [(rule, sum(rule.apply(key) is not None for key in keys)) for rule in openpi_rules.FROM_OPENPI]
+    lines = "".join(f"\n  {count} x {rule.source} -> {rule.target}" for rule, count in counts)
+    logger.info("weights: %d arrays of %s, each by one rule:%s", len(keys), directory, lines)

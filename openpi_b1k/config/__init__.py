@@ -1,0 +1,1 @@
+"""Frozen dataclasses of plain values. They say what to do; functions elsewhere take them and do it."""

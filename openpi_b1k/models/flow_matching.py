@@ -1,0 +1,69 @@
+"""Flow matching as pure functions: path, times, masked loss, Euler integration. Time 1 is noise, 0 the action."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from openpi_b1k.typing import Array, Bool, Float, PRNGKeyArray, typecheck
+
+MIN_TIME, TIME_RANGE = 0.001, 0.999
+TIME_BETA = 1.5  # time follows Beta(1.5, 1) within its range: noisy times are drawn more often
+
+
+@typecheck
+def flow_path(
+    actions: Float[Array, "b #f ah ad"], noise: Float[Array, "b f ah ad"], time: Float[Array, "b f"]
+) -> tuple[Float[Array, "b f ah ad"], Float[Array, "b f ah ad"]]:
+    """Returns noisy actions at `time` and their target velocity."""
+    t = time[..., None, None]
+    return t * noise + (1 - t) * actions, noise - actions
+
+
+def sample_time(key: PRNGKeyArray | Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Returns flow times in [0.001, 1], Beta(1.5, 1) * 0.999 + 0.001 as openpi draws them.
+
+    Beta(a, 1) has the distribution function x**a, so a uniform number to the power 1/a follows it; this needs no
+    rejection sampling.
+    """
+    return jax.random.uniform(key, shape) ** (1 / TIME_BETA) * TIME_RANGE + MIN_TIME
+
+
+@typecheck
+def masked_mean_loss(
+    velocity: Float[Array, "b f ah ad"], target_velocity: Float[Array, "b f ah ad"], mask: Bool[Array, "b ah ad"]
+) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
+    """Returns the float32 mean squared error over the entries that count, overall and per action dim.
+
+    `mask` says which entries count, the same for every flow sample. Where none does, the mean is 0.
+    """
+    error = jnp.square(velocity.astype(jnp.float32) - target_velocity.astype(jnp.float32))
+    per_dim = jnp.sum(jnp.where(mask[:, None], error, 0.0), axis=(0, 1, 2))
+    count = jnp.sum(mask, axis=(0, 1), dtype=jnp.float32) * velocity.shape[1]
+    return jnp.sum(per_dim) / jnp.maximum(jnp.sum(count), 1), per_dim / jnp.maximum(count, 1)
+
+
+def integrate(
+    velocity: Callable[[Float[Array, "b ah ad"], Float[Array, ""]], Float[Array, "b ah ad"]],
+    noise: Float[Array, "b ah ad"],
+    *,
+    num_flow_steps: int,
+) -> Float[Array, "b ah ad"]:
+    """Returns actions: `num_flow_steps` equal Euler steps of `velocity(noisy_actions, time)` from time 1 to 0.
+
+    Steps are counted as integers, so that their number never depends on rounding; time is summed in float32 as
+    openpi sums it, because the time embedding tells the last bit of it apart.
+
+    Raises:
+        ValueError: fewer than one step is asked for.
+    """
+    if num_flow_steps < 1:
+        raise ValueError(f"num_flow_steps must be at least 1; got {num_flow_steps}")
+
+    step_size = jnp.float32(-1.0 / num_flow_steps)
+
+    def step(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        noisy_actions, time = state
+        return noisy_actions + step_size * velocity(noisy_actions, time), time + step_size
+
+    return jax.lax.fori_loop(0, num_flow_steps, step, (noise, jnp.float32(1.0)))[0]

@@ -1,0 +1,172 @@
+"""Building blocks: named parameters, linear maps, norms, and stacks of equal layers.
+
+Kernels are stored in float32 and cast to the activations' type where they are used; norms compute in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from openpi_b1k.sharding import gathered, split_batch
+from openpi_b1k.typing import Array, Float
+
+NORM_EPS = 1e-6  # openpi's, for layer norm and RMS norm alike
+UNROLLED_DEPTH = 3
+
+Initializer = Callable[..., Array]
+Remat = Literal["none", "dots", "full"]
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+zeros = nnx.initializers.zeros_init()
+ones = nnx.initializers.ones_init()
+lecun_normal = nnx.initializers.lecun_normal()
+xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+def parameter(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+    """Returns a float32 parameter whose axes carry the logical names that `sharding.RULES` maps to mesh axes."""
+    return nnx.Param(nnx.with_partitioning(init, axes)(rngs.params(), shape, jnp.float32))
+
+
+def kernel_as(kernel: nnx.Param, dtype: jnp.dtype) -> Array:
+    """Returns a kernel ready for use: in the activations' type and, on a mesh, gathered after the cast."""
+    return gathered(kernel[...].astype(dtype))
+
+
+class Linear(nnx.Module):
+    """Affine map from the axes `inputs` to the axes `outputs`, both {logical name: size}; shape [*inputs, *outputs]."""
+
+    def __init__(
+        self,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        *,
+        rngs: nnx.Rngs,
+        kernel_init: Initializer = lecun_normal,
+        bias_init: Initializer = zeros,
+    ):
+        fan_in, fan_out = (int(np.prod(list(axes.values()))) for axes in (inputs, outputs))
+
+        def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return kernel_init(key, (fan_in, fan_out), dtype).reshape(shape)
+
+        self.num_inputs = len(inputs)
+        self.kernel = parameter(rngs, init, (*inputs.values(), *outputs.values()), (*inputs, *outputs))
+        self.bias = parameter(rngs, bias_init, tuple(outputs.values()), ("bias",) * len(outputs))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Returns the map of the last axes of `x`, computed in its type."""
+        return jnp.tensordot(x, kernel_as(self.kernel, x.dtype), self.num_inputs) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, ones, (width,), ("norm",))
+        self.bias = parameter(rngs, zeros, (width,), ("norm",))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Returns `x` normalised over its last axis, in its type."""
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + NORM_EPS)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def rms_normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Returns `x` in float32 with a root mean square of one over its last axis."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+
+
+class RMSNorm(nnx.Module):
+    """Gemma's RMS norm: the stored scale is an offset from one."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, zeros, (width,), ("norm",))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Returns `x` normalised over its last axis, in its type."""
+        return (rms_normalize(x) * (1 + self.scale[...])).astype(x.dtype)
+
+
+class AdaptiveRMSNorm(nnx.Module):
+    """RMS norm whose scale, shift and residual gate are a linear function of a condition; all zero at first."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.modulation = Linear({"embed": width}, {"modulation": 3 * width}, rngs=rngs, kernel_init=zeros)
+
+    def __call__(
+        self, x: Float[Array, "b f t d"], condition: Float[Array, "b f d"]
+    ) -> tuple[Float[Array, "b f t d"], Float[Array, "b f 1 d"]]:
+        """Returns `x` normalised and modulated, in its type, and the float32 gate for what is computed from it."""
+        modulation = self.modulation(condition.astype(jnp.float32))[:, :, None, :]
+        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
+        return (rms_normalize(x) * (1 + scale) + shift).astype(x.dtype), gate
+
+
+def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:
+    """Returns one module whose parameters are those of `depth` layers, each drawn by itself, stacked on axis 0."""
+    stacked = nnx.vmap(create, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    return nnx.split_rngs(splits=depth)(stacked)(rngs)
+
+
+def run_layers(  # noqa: PLR0913  # the last three are options
+    layers: Layer,
+    body: Callable[[Layer, Array, Any], tuple[Any, Callable[[], Array]]],  # Any: pytrees with a leading axis of layers
+    x: Array,
+    *,
+    remat: Remat,
+    per_layer: Any = None,  # Any: as above
+    skip_last: bool = False,
+) -> tuple[Array, Any]:
+    """Returns `x` after every layer, and the layers' outputs stacked on axis 0.
+
+    Up to `UNROLLED_DEPTH` layers are written out; more share one `scan`, which compiles once for all.
+
+    Args:
+        layers: parameters of all layers, from `stack_layers`.
+        body: takes a layer, `x` and `per_layer[i]`; returns the layer's output, and a function for the next `x`.
+        x: what the layers pass on.
+        remat: what the backward pass recomputes.
+        per_layer: extra inputs, stacked on axis 0.
+        skip_last: whether only the outputs are wanted, so that the last layer need not compute the next `x`.
+    """
+    graph, params = nnx.split(layers)
+    depth = jax.tree.leaves(params)[0].shape[0]
+
+    def step(x: Array, inputs: tuple, is_last: Array | bool) -> tuple[Array, Any]:
+        layer_params, extra = inputs
+        output, next_x = body(nnx.merge(graph, layer_params), split_batch(x), extra)
+        if not skip_last or is_last is False:
+            return next_x(), output
+        return (x if is_last is True else jax.lax.cond(is_last, lambda: x, next_x)), output
+
+    if depth <= UNROLLED_DEPTH:  # a scan would write what the backward pass needs into stacked arrays: slow on CPUs
+        outputs = []
+        for index in range(depth):
+            inputs = jax.tree.map(lambda stacked, index=index: stacked[index], (params, per_layer))
+            x, output = rematerialized(step, remat, in_scan=False)(x, inputs, index == depth - 1)
+            outputs.append(output)
+        return x, jax.tree.map(lambda *arrays: jnp.stack(arrays), *outputs)
+    step = rematerialized(step, remat, in_scan=True)
+    is_last = jnp.arange(depth) == depth - 1
+    return jax.lax.scan(lambda x, inputs: step(x, *inputs), x, ((params, per_layer), is_last))
+
+
+def rematerialized(step: Callable, remat: Remat, *, in_scan: bool) -> Callable:
+    """Returns `step` so that its backward pass recomputes what `remat` says: nothing, all but products, everything."""
+    options: dict[str, Any] = {"prevent_cse": False} if in_scan else {"static_argnums": 2}
+    match remat:
+        case "none":
+            return step
+        case "dots":
+            # Products with weights have no batch axes; attention scores do, and are recomputed: they are the big ones.
+            return jax.checkpoint(step, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, **options)
+        case "full":
+            return jax.checkpoint(step, **options)

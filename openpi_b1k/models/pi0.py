@@ -1,0 +1,148 @@
+"""pi0.5: images and prompt to keys and values, noise and time to a velocity, and from these a loss or an action chunk.
+
+The prefix never sees the suffix, so its keys and values are computed once for all flow samples and Euler steps.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from openpi_b1k.config.model import ModelConfig
+from openpi_b1k.models import flow_matching
+from openpi_b1k.models.gemma import ActionExpert, KeysValues, Vlm
+from openpi_b1k.models.siglip import Siglip
+from openpi_b1k.models.suffix import Pi05Suffix
+from openpi_b1k.models.tokens import TokenGroup, concat
+from openpi_b1k.observation import Batch, Observation
+from openpi_b1k.sharding import on_mesh
+from openpi_b1k.typing import Array, Bool, Float, Params, PRNGKeyArray, typecheck
+
+
+class Pi05(nnx.Module):
+    """The network. Its children name the parameters: vision, vlm, action_expert, suffix."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.vision = Siglip(config.vision, config.image_size, config.vlm.width, rngs=rngs)
+        self.vlm = Vlm(config.vlm, config.vocab_size, rngs=rngs)
+        self.action_expert = ActionExpert(config.action_expert, rngs=rngs)
+        self.suffix = Pi05Suffix(config, rngs=rngs)
+
+    def embed_prefix(self, observation: Observation) -> TokenGroup:
+        """Returns the tokens of all cameras, in the order of their names, then of the prompt, as one block."""
+        cameras = sorted(observation.images)  # jit sorts a dict's keys, so any other order would depend on the caller
+        images = jnp.stack([observation.images[name] for name in cameras], axis=1)
+        b, num_cameras = images.shape[:2]
+        dtype = jnp.dtype(self.config.dtype)
+        tokens = self.vision(images.reshape(b * num_cameras, *images.shape[2:]), dtype=dtype, remat=self.config.remat)
+        num_tokens = tokens.shape[1]
+        tokens = tokens.reshape(b, num_cameras * num_tokens, tokens.shape[-1])
+        masks = jnp.stack([observation.image_masks[name] for name in cameras], axis=1)
+        seen = TokenGroup(tokens, jnp.repeat(masks, num_tokens, axis=1), (False,) * tokens.shape[1])
+        prompt = self.vlm.embedder(observation.prompt_tokens).astype(dtype)
+        return concat([seen, TokenGroup(prompt, observation.prompt_mask, (False,) * prompt.shape[1])])
+
+    def read_prefix(self, observation: Observation) -> tuple[KeysValues, Bool[Array, "b t"]]:
+        """Returns the keys and values of every VLM layer, and which prefix tokens are there."""
+        prefix = self.embed_prefix(observation)
+        return self.vlm.keys_values(prefix, remat=self.config.remat), prefix.mask
+
+    @typecheck
+    def expert_output(
+        self,
+        keys_values: KeysValues,
+        prefix_mask: Bool[Array, "b t"],
+        noisy_actions: Float[Array, "b f ah ad"],
+        time: Float[Array, "b f"],
+    ) -> Float[Array, "b f ah d"]:
+        """Returns what the action expert makes of `f` noisy chunks per observation."""
+        suffix, condition = self.suffix.embed(noisy_actions, time, dtype=jnp.dtype(self.config.dtype))
+        return self.action_expert(suffix, condition, keys_values, prefix_mask, remat=self.config.remat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model of one size as pure functions of its parameters; hashable, so it can be a static argument of jit."""
+
+    config: ModelConfig
+    mesh: Mesh | None = None
+    """Mesh that batches are split over; None: wherever the compiler puts them."""
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        # Eager sharding off: else flax asks for a mesh wherever a named parameter is created, here as well.
+        with nnx.use_eager_sharding(False):
+            return nnx.split(nnx.eval_shape(lambda: Pi05(self.config, rngs=nnx.Rngs(0))))
+
+    def abstract_params(self) -> Params:
+        """Returns the parameters' shapes and types as a nested dict; takes no memory at any size."""
+        return nnx.to_pure_dict(self._abstract[1])
+
+    def logical_axes(self) -> Params:
+        """Returns, for each parameter, the tuple of its axes' logical names (see `sharding.RULES`)."""
+        specs = nnx.to_pure_dict(nnx.get_partition_spec(self._abstract[1]))
+        return jax.tree.map(tuple, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+    def init_params(self, key: PRNGKeyArray | Array) -> Params:
+        """Returns random float32 parameters; run it under jit with `out_shardings` to draw them into their shards."""
+        with nnx.use_eager_sharding(False):
+            return nnx.to_pure_dict(nnx.state(Pi05(self.config, rngs=nnx.Rngs(key)), nnx.Param))
+
+    def network(self, params: Params) -> Pi05:
+        """Returns the network holding `params`."""
+        return nnx.merge(self._abstract[0], params)
+
+    def loss(
+        self, params: Params, batch: Batch, key: PRNGKeyArray | Array, *, flow_samples: int = 1
+    ) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
+        """Returns the flow-matching loss over the entries that count, overall and per action dim.
+
+        `flow_samples` draws of noise and time per observation share one pass through vision tower and VLM.
+        """
+        noise_key, time_key = jax.random.split(key)
+        b, *chunk = batch.actions.shape
+        noise = jax.random.normal(noise_key, (b, flow_samples, *chunk))
+        return self.loss_at(params, batch, noise, flow_matching.sample_time(time_key, (b, flow_samples)))
+
+    @typecheck
+    def loss_at(
+        self, params: Params, batch: Batch, noise: Float[Array, "b f ah ad"], time: Float[Array, "b f"]
+    ) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
+        """Returns the loss at given noise and times: mean over the entries that count, overall and per action dim."""
+        noisy_actions, target_velocity = flow_matching.flow_path(batch.actions[:, None], noise, time)
+        velocity = self.velocity(params, batch.observation, noisy_actions, time)
+        return flow_matching.masked_mean_loss(velocity, target_velocity, batch.action_mask)
+
+    @typecheck
+    def velocity(
+        self,
+        params: Params,
+        observation: Observation,
+        noisy_actions: Float[Array, "b f ah ad"],
+        time: Float[Array, "b f"],
+    ) -> Float[Array, "b f ah ad"]:
+        """Returns the float32 velocity of `f` noisy chunks per observation."""
+        with on_mesh(self.mesh):
+            network = self.network(params)
+            return network.suffix.velocity(
+                network.expert_output(*network.read_prefix(observation), noisy_actions, time)
+            )
+
+    @typecheck
+    def sample_actions(
+        self, params: Params, observation: Observation, noise: Float[Array, "b ah ad"], *, num_flow_steps: int
+    ) -> Float[Array, "b ah ad"]:
+        """Returns the action chunk that `noise` flows to, normalised as in training."""
+        network = self.network(params)
+
+        def velocity(noisy_actions: Array, time: Array) -> Array:
+            times = jnp.full((noise.shape[0], 1), time)
+            return network.suffix.velocity(network.expert_output(*prefix, noisy_actions[:, None], times))[:, 0]
+
+        with on_mesh(self.mesh):
+            prefix = network.read_prefix(observation)
+            return flow_matching.integrate(velocity, noise.astype(jnp.float32), num_flow_steps=num_flow_steps)

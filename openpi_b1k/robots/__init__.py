@@ -1,0 +1,1 @@
+"""Robots as tables: named fields with units, cameras, limits."""

@@ -1,0 +1,89 @@
+"""What both layouts of the sample data share: columns, statistics, annotations, small files."""
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+
+from openpi_b1k.sample.recording import Recording
+from openpi_b1k.sample.render import SIZES
+from openpi_b1k.sample.world import FPS, GOALS
+
+
+def video_feature(camera: str, codec: str) -> dict:
+    """Returns a camera's entry of info.json's features, at the size drawn here."""
+    size = SIZES[camera]
+    return {
+        "dtype": "video",
+        "shape": [size, size, 3],
+        "names": ["height", "width", "rgb"],
+        "info": {
+            "video.fps": float(FPS),
+            "video.height": size,
+            "video.width": size,
+            "video.channels": 3,
+            "video.codec": codec,
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "has_audio": False,
+        },
+    }
+
+
+def annotation(recording: Recording) -> dict:
+    """Returns the episode's skills: move to the button, press it."""
+    goal, press = recording.goal, max(recording.pressed_at - 2, 1)
+    skills = [("move to", 1, "navigation", [0, press]), ("press", 67, "uncoordinated", [press, recording.length])]
+    return {
+        "task_name": goal.task_name.replace("_", " "),
+        "data_folder": "",
+        "meta_data": {"task_duration": recording.length, "valid_duration": [0, recording.length]},
+        "primitive_annotation": [],
+        "skill_annotation": [
+            {
+                "skill_idx": i,
+                "skill_id": [skill_id],
+                "skill_description": [description],
+                "skill_type": [kind],
+                "frame_duration": duration,
+                "object_id": [[f"{goal.button}_button"]],
+                "manipulating_object_id": [],
+                "memory_prefix": [],
+                "spatial_prefix": [],
+                "mp_ef": [],
+            }
+            for i, (description, skill_id, kind, duration) in enumerate(skills)
+        ],
+    }
+
+
+def task_lines() -> list[dict]:
+    """Returns the lines of tasks.jsonl, the same in both generations."""
+    return [{"task_index": goal.task_index, "task_name": goal.task_name, "task": goal.prompt} for goal in GOALS]
+
+
+def statistics(values: np.ndarray) -> dict[str, list]:
+    """Returns min, max, mean, std, q01, q99 and count of rows [n, d]."""
+    values = values.astype(np.float64)
+    q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
+    rows = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    return {name: row.tolist() for name, row in (rows | {"q01": q01, "q99": q99}).items()} | {"count": [len(values)]}
+
+
+def vectors(rows: np.ndarray) -> pa.Array:
+    """Returns float32 [n, d] as a column of n lists."""
+    offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1])
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
+
+
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """Writes one JSON file; its directory is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=4))
+
+
+def write_lines(path: pathlib.Path, entries: list[dict]) -> None:
+    """Writes JSON lines; the directory is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

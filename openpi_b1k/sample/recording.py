@@ -1,0 +1,92 @@
+"""Expert episodes of the sample world, and their videos."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from openpi_b1k.robots.layout import Layout
+from openpi_b1k.sample.render import render
+from openpi_b1k.sample.world import FPS, GOALS, Expert, Goal, World
+
+HOLD_STEPS = 4
+"""Steps recorded after the button is pressed."""
+DEMO_SEED = 0
+"""First entry of every demonstration's seed; evaluation uses others, so its layouts are unseen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One demonstration. Row t is what was seen before action t, and action t."""
+
+    goal: Goal
+    instance: int
+    proprio: np.ndarray
+    """float32 [n, proprio size]"""
+    actions: np.ndarray
+    """float32 [n, 23]"""
+    frames: dict[str, np.ndarray]
+    """Camera -> uint8 [n, size, size, 3]."""
+    pressed_at: int
+    """Row whose action pressed the button."""
+
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return len(self.actions)
+
+
+def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
+    """Returns the expert's episode `instance` of a goal."""
+    world = World(goal, (DEMO_SEED, instance))
+    expert = Expert(world)
+    proprio, actions, frames, pressed_at = [], [], [], -1
+    while pressed_at < 0 or len(actions) <= pressed_at + HOLD_STEPS:
+        proprio.append(world.proprio(proprio_layout))
+        frames.append(render(world))
+        actions.append(expert.action())
+        world.step(actions[-1])
+        if world.is_success and pressed_at < 0:
+            pressed_at = len(actions) - 1
+    return Recording(
+        goal=goal,
+        instance=instance,
+        proprio=np.stack(proprio),
+        actions=np.stack(actions),
+        frames={camera: np.stack([frame[camera] for frame in frames]) for camera in frames[0]},
+        pressed_at=pressed_at,
+    )
+
+
+def goals_by_demo(num_demos: int) -> list[tuple[Goal, int]]:
+    """Returns (goal, instance) of each demonstration, by task: the goals share them as evenly as possible."""
+    counts = [len(range(task, num_demos, len(GOALS))) for task in range(len(GOALS))]
+    return [(goal, instance + 1) for goal, count in zip(GOALS, counts, strict=True) for instance in range(count)]
+
+
+def encode_video(path: pathlib.Path, frames: Iterable[np.ndarray], size: int, options: dict[str, str]) -> None:
+    """Writes uint8 [size, size, 3] frames as HEVC yuv420p, one per 1/30 s.
+
+    Args:
+        path: the mp4; its directory is made.
+        frames: in order.
+        size: height and width in pixels, even.
+        options: libx265's; `x265-params` decides GOP and B-frames.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        # The cast: PyAV's annotations know only some encoders by name.
+        stream = cast(VideoStream, container.add_stream("libx265", rate=FPS, options=options))
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, FPS)
+        for index, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = index
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())

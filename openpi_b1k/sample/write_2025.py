@@ -1,0 +1,155 @@
+"""Writes demonstrations in the layout of behavior-1k/2025-challenge-demos: LeRobot v2.1, one file per episode.
+
+Source: the templates, features and encoder settings of BEHAVIOR-1K's 2025 release and its `lerobot_utils.py`,
+`replay_obs.py`.
+"""
+
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2025
+from openpi_b1k.sample.columns import (
+    annotation,
+    statistics,
+    task_lines,
+    vectors,
+    video_feature,
+    write_json,
+    write_lines,
+)
+from openpi_b1k.sample.recording import Recording, encode_video
+from openpi_b1k.sample.render import SIZES
+from openpi_b1k.sample.world import FPS, GOALS
+
+CHUNK = 10_000
+TEMPLATES = {
+    "data_path": "data/task-{episode_chunk:04d}/episode_{episode_index:08d}.parquet",
+    "video_path": "videos/task-{episode_chunk:04d}/{video_key}/episode_{episode_index:08d}.mp4",
+    "metainfo_path": "meta/episodes/task-{episode_chunk:04d}/episode_{episode_index:08d}.json",
+    "annotation_path": "annotations/task-{episode_chunk:04d}/episode_{episode_index:08d}.json",
+}
+VIDEO_KEYS = {camera.name: camera.dataset_keys[0] for camera in CAMERAS}
+ENCODER = {"x265-params": "log-level=none:keyint=250:pools=none:frame-threads=1"}
+STATISTICS = {
+    "action": lambda recording: recording.actions,
+    "observation.state": lambda recording: recording.proprio,
+    "observation.cam_rel_poses": lambda recording: camera_poses(recording),  # noqa: PLW0108 - it is defined below
+}
+
+
+def episode_index(recording: Recording) -> int:
+    """Returns the release's sparse number of an episode: task, instance, take 0."""
+    return recording.goal.task_index * CHUNK + recording.instance * 10
+
+
+def write_files(root: pathlib.Path, recordings: list[Recording], file_index: int) -> list[dict]:
+    """Writes some episodes of one task: parquet, videos, metainfo and annotation of each.
+
+    Returns:
+        For each its line of episodes.jsonl under "episode" and of episodes_stats.jsonl under "stats".
+    """
+    del file_index  # every episode has files of its own
+    return [write_episode(root, recording) for recording in recordings]
+
+
+def write_episode(root: pathlib.Path, recording: Recording) -> dict:
+    """Writes one episode's files and returns its lines of metadata."""
+    index = episode_index(recording)
+    paths = {
+        name: root / template.format(episode_chunk=index // CHUNK, episode_index=index, video_key="{video_key}")
+        for name, template in TEMPLATES.items()
+    }
+    write_rows(paths["data_path"], recording, index)
+    for camera, frames in recording.frames.items():
+        path = pathlib.Path(str(paths["video_path"]).format(video_key=VIDEO_KEYS[camera]))
+        encode_video(path, frames, SIZES[camera], ENCODER)
+    write_json(paths["metainfo_path"], {"robot_type": "R1Pro", "num_samples": recording.length, "task_obs_keys": []})
+    write_json(paths["annotation_path"], annotation(recording))
+    return {
+        "episode": {
+            "episode_index": index,
+            "tasks": [recording.goal.prompt],
+            "length": recording.length,
+            "distance_traveled": 0.0,
+            "left_eef_displacement": displacement(recording, "eef_left_pos"),
+            "right_eef_displacement": displacement(recording, "eef_right_pos"),
+        },
+        "stats": {
+            "episode_index": index,
+            "stats": {name: statistics(values(recording)) for name, values in STATISTICS.items()},
+        },
+    }
+
+
+def write_meta(root: pathlib.Path, episodes: list[dict]) -> None:
+    """Writes meta/ from what `write_files` returned, in order."""
+    meta = root / "meta"
+    write_lines(meta / "tasks.jsonl", task_lines())
+    write_lines(meta / "episodes.jsonl", [entry["episode"] for entry in episodes])
+    write_lines(meta / "episodes_stats.jsonl", [entry["stats"] for entry in episodes])
+    info = {
+        "codebase_version": "v2.1",
+        "robot_type": "R1Pro",
+        "total_episodes": len(episodes),
+        "total_frames": sum(entry["episode"]["length"] for entry in episodes),
+        "total_tasks": len(GOALS),
+        "total_videos": len(VIDEO_KEYS) * len(episodes),
+        "chunks_size": CHUNK,
+        "fps": FPS,
+        "splits": {"train": f"0:{len(episodes)}"},
+        **TEMPLATES,
+        "features": features(),
+    }
+    write_json(meta / "info.json", info)
+
+
+def write_rows(path: pathlib.Path, recording: Recording, index: int) -> None:
+    """Writes the low-dimensional columns of one episode."""
+    length = recording.length
+    columns = {
+        "index": pa.array(np.arange(length)),
+        "episode_index": pa.array(np.full(length, index)),
+        "task_index": pa.array(np.full(length, recording.goal.task_index)),
+        "timestamp": pa.array(np.arange(length) / FPS),
+        "observation.state": vectors(recording.proprio),
+        "observation.cam_rel_poses": vectors(camera_poses(recording)),
+        "action": vectors(recording.actions),
+        "observation.task_info": vectors(np.zeros((length, 0), np.float32)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def camera_poses(recording: Recording) -> np.ndarray:
+    """Returns position and xyzw quaternion of the three cameras in the base frame, float32 [n, 21]."""
+    pose = np.array([0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], np.float32)
+    poses = np.tile(pose, (recording.length, 3))
+    for i, hand in enumerate(("left", "right")):
+        poses[:, 7 * i : 7 * i + 3] = recording.proprio[:, PROPRIO_2025.slice(f"eef_{hand}_pos")]
+    return poses
+
+
+def displacement(recording: Recording, field: str) -> float:
+    """Returns the length in m of the path a proprio position takes."""
+    positions = recording.proprio[:, PROPRIO_2025.slice(field)]
+    return round(float(np.linalg.norm(np.diff(positions, axis=0), axis=1).sum()), 4)
+
+
+def features() -> dict:
+    """Returns the features entry of info.json for the cameras as drawn here."""
+    videos = {VIDEO_KEYS[camera]: video_feature(camera, "libx265") for camera in ("left_wrist", "right_wrist", "head")}
+    columns = {
+        "action": ("float32", 23),
+        "timestamp": ("float64", 1),
+        "episode_index": ("int64", 1),
+        "index": ("int64", 1),
+        "observation.cam_rel_poses": ("float32", 21),
+        "observation.state": ("float32", PROPRIO_2025.size),
+        "observation.task_info": ("float32", None),
+    }
+    return videos | {
+        name: {"dtype": dtype, "shape": [size], "names": None} for name, (dtype, size) in columns.items()
+    }

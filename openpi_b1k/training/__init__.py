@@ -1,0 +1,1 @@
+"""Training: state, update, loop, and the directory a run lives in."""

@@ -1,0 +1,160 @@
+"""The directory a run lives in: its name, whether it may be started, continued or replaced, what may differ then."""
+
+import dataclasses
+import logging
+import pathlib
+import re
+import shutil
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from openpi_b1k.checkpoints import contents
+from openpi_b1k.config import serialize
+from openpi_b1k.config.train import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
+NAME_BYTES = 512
+# Fields that say where and how a run is started, not what it computes.
+UNCOMPARED = ("name", "exp_name", "checkpoint_dir", "resume", "overwrite")
+# What a checkpoint is made of. `model.remat` only trades memory for time, so it may change.
+FIXED = ("model.",)
+FREE = ("model.remat",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a recipe."""
+
+    directory: pathlib.Path
+    last_checkpoint: pathlib.Path | None
+    """What a resumed run continues from; None starts anew."""
+
+
+def check_batch_size(config: TrainConfig, num_devices: int) -> None:
+    """Checks that the devices can share a batch evenly.
+
+    Raises:
+        ValueError: they cannot; the message has the nearest sizes that do.
+    """
+    if config.batch_size % num_devices:
+        below = config.batch_size // num_devices * num_devices
+        nearest = [size for size in (below, below + num_devices) if size > 0]
+        raise ValueError(
+            f"--batch-size {config.batch_size} must be a multiple of the {num_devices} devices; the nearest are "
+            f"{_listed(nearest)}"
+        )
+
+
+def choose(config: TrainConfig) -> Run:
+    """Returns the run a config means, without touching it. Every process gets the same answer.
+
+    Raises:
+        FileExistsError: the run exists, and neither resume nor overwrite is asked for.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: the name cannot name a directory.
+    """
+    recipe = pathlib.Path(config.checkpoint_dir) / config.name
+    if config.exp_name is not None and not re.fullmatch(NAME_PATTERN, config.exp_name):
+        raise ValueError(f"--exp-name must match {NAME_PATTERN}, as it names a directory; got {config.exp_name!r}")
+    if config.resume:
+        name = config.exp_name or _agreed(_newest(recipe))
+        if not name:
+            raise FileNotFoundError(f"no run in {recipe} has a checkpoint to resume from; start one without --resume")
+        return _existing(recipe, name)
+    directory = recipe / (config.exp_name or _agreed(time.strftime("%Y-%m-%d_%H-%M-%S")))
+    # Process 0 may make the directory before a slower process looks, so only its look counts.
+    if _agreed("exists" if directory.exists() else "") and not config.overwrite:
+        raise FileExistsError(
+            f"{directory} exists; continue it with --resume, replace it with --overwrite, or choose another --exp-name"
+        )
+    return Run(directory, None)
+
+
+def create(run: Run) -> None:
+    """Makes the run's directory, deleting what is there: call it when everything else has been checked."""
+    if jax.process_index() == 0:
+        if run.directory.exists():
+            logger.warning("deleting %s, as --overwrite asks", run.directory)
+            shutil.rmtree(run.directory)
+        run.directory.mkdir(parents=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run directory")
+
+
+def check_resumable(config: TrainConfig, stored: TrainConfig, checkpoint: pathlib.Path) -> None:
+    """Compares a resumed run's config with its checkpoint's; logs what differs and may.
+
+    Raises:
+        ValueError: the model differs, or only one of them keeps a moving average.
+    """
+    old, new = serialize.flatten(stored), serialize.flatten(config)
+    differing = {name: (old.get(name), new.get(name)) for name in old | new if old.get(name) != new.get(name)}
+    fixed = [name for name in differing if name.startswith(FIXED) and name not in FREE]
+    if (stored.ema_decay is None) != (config.ema_decay is None):
+        fixed.append("ema_decay")
+    if fixed:
+        changes = "; ".join(_change(name, *differing[name]) for name in fixed)
+        raise ValueError(
+            f"{checkpoint} cannot be continued with another model: {changes}. Leave these as they were, or start a new "
+            f"run from its weights with --weights {checkpoint}"
+        )
+    for name in differing.keys() - set(UNCOMPARED):
+        logger.warning("resumed with a change: %s", _change(name, *differing[name]))
+
+
+def check_fingerprint(stored: str, found: str) -> None:
+    """Says so if a resumed run reads other data than before."""
+    if stored != found:
+        logger.warning(
+            "resumed on other data: the fingerprint was %s and is %s; the run goes on at its position in the new order",
+            stored,
+            found,
+        )
+
+
+def _existing(recipe: pathlib.Path, name: str) -> Run:
+    directory = recipe / name
+    steps = contents.completed_checkpoints(directory)
+    if steps:
+        return Run(directory, directory / str(steps[-1]))
+    if directory.is_dir():
+        raise FileNotFoundError(f"{directory} has no checkpoint to resume from; start it anew with --overwrite")
+    raise FileNotFoundError(f"no run {directory} to resume; runs there: {_listed(sorted(_runs(recipe))) or 'none'}")
+
+
+def _newest(recipe: pathlib.Path) -> str:
+    """Returns the name of the run that saved last, or nothing if none has saved."""
+    saved_at = {}
+    for name in _runs(recipe):
+        steps = contents.completed_checkpoints(recipe / name)
+        if steps:
+            saved_at[name] = contents.read_info(recipe / name / str(steps[-1])).saved_at
+    return max(saved_at, key=lambda name: saved_at[name], default="")
+
+
+def _runs(recipe: pathlib.Path) -> list[str]:
+    return [entry.name for entry in recipe.iterdir() if entry.is_dir()] if recipe.is_dir() else []
+
+
+def _agreed(text: str) -> str:
+    """Returns process 0's text on every process."""
+    if jax.process_count() == 1:
+        return text
+    padded = np.zeros(NAME_BYTES, np.uint8)
+    encoded = text.encode()
+    padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode()
+
+
+def _change(name: str, old: Any, new: Any) -> str:  # Any: values of any config field
+    return f"--{name.replace('_', '-')} was {old!r} and is {new!r}"
+
+
+def _listed(values: list[Any]) -> str:  # Any: whatever has a text
+    return ", ".join(map(str, values))

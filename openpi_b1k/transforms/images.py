@@ -1,0 +1,42 @@
+"""Images at the model's size."""
+
+import dataclasses
+
+import numpy as np
+import PIL.Image
+
+from openpi_b1k.transforms.base import Sample
+
+
+def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the image scaled into a square of `size` pixels, centred, the rest black: uint8 [size, size, 3].
+
+    An image of that size is returned as it is. Source: openpi `image_tools.py` (Pillow, bilinear, sizes rounded down),
+    with which it agrees bit for bit.
+    """
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    longest = max(height, width)
+    new_height, new_width = (
+        size if side == longest else max(1, int(side / (longest / size))) for side in (height, width)
+    )
+    resized = np.asarray(PIL.Image.fromarray(image).resize((new_width, new_height), PIL.Image.Resampling.BILINEAR))
+    if height == width:
+        return resized
+    padded = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    padded[top : top + new_height, left : left + new_width] = resized
+    return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeImages:
+    """Brings the images of all cameras to `size` x `size` pixels."""
+
+    size: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Returns the sample with resized images."""
+        images = {name: resize_with_pad(image, self.size) for name, image in sample["images"].items()}
+        return sample | {"images": images}

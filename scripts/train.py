@@ -1,0 +1,54 @@
+"""Trains a policy: `uv run scripts/train.py RECIPE [flags]`; `--help` lists recipes and flags."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # configs/ is no part of the package
+
+import configs
+from openpi_b1k.config import cli
+from openpi_b1k.config.train import TrainConfig
+
+USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, ConnectionError)
+
+
+def run(config: TrainConfig) -> int:
+    """Trains, plays the rollouts that the config asks for, and returns the exit status."""
+    # Imported here, so that --help and a refused flag answer at once.
+    import jax  # noqa: PLC0415
+
+    from openpi_b1k import metrics  # noqa: PLC0415
+    from openpi_b1k.data.open import open_training_data  # noqa: PLC0415
+    from openpi_b1k.training.loop import train  # noqa: PLC0415
+    from openpi_b1k.training.start import start  # noqa: PLC0415
+    from openpi_b1k.training.stopping import InterruptedTraining  # noqa: PLC0415
+    from openpi_b1k.training.window import NonFiniteLossError  # noqa: PLC0415
+
+    metrics.setup_logging(is_main=jax.process_index() == 0)
+    try:
+        if config.data.source == "sample":
+            from openpi_b1k.sample import demos  # noqa: PLC0415
+
+            config = demos.ensure(config)
+        training = start(config, open_training_data(config))
+    except USER_ERRORS as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    try:
+        checkpoint = train(training)
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except InterruptedTraining as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    print(f"checkpoint: {checkpoint}")
+    if config.rollouts:
+        from openpi_b1k.evaluation import closed_loop  # noqa: PLC0415
+
+        print(closed_loop.evaluate(checkpoint, episodes=config.rollouts, seed=config.seed).summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(cli.parse(configs)))

@@ -1,0 +1,113 @@
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import debug
+from openpi_b1k import sharding
+from openpi_b1k.checkpoints import openpi_rules
+from openpi_b1k.checkpoints.params import find_params, load_params
+from openpi_b1k.checkpoints.rules import flatten
+from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
+from openpi_b1k.models.pi0 import Model
+
+# The sizes of the stored checkpoint: fixtures' README, `meta` of pi05_f32.npz.
+STORED = ModelConfig(
+    vision=SiglipConfig(width=32, depth=1, mlp_dim=128, num_heads=2),
+    vlm=GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16),
+    action_expert=GemmaConfig(width=32, depth=4, mlp_dim=96, num_heads=8, num_kv_heads=1, head_dim=16),
+    vocab_size=512,
+    dtype="float32",
+)
+
+
+def shardings_of(model, fsdp=4):
+    return sharding.param_shardings(sharding.make_mesh(fsdp), model.abstract_params(), model.logical_axes())
+
+
+def load(path, config=STORED, **options):
+    model = Model(config)
+    return load_params(path, model.abstract_params(), shardings_of(model), **options)
+
+
+def halves(data_dir):
+    """Returns the weights the checkpoint was written from, under our names."""
+    with np.load(data_dir / "pi05_f32.npz") as file:
+        theirs = {name.removeprefix("params/"): file[name] / 2 for name in file.files if name.startswith("params/")}
+    tree: dict = {}
+    for name, value in theirs.items():
+        node = tree
+        *parents, leaf = name.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return openpi_rules.from_openpi(tree)
+
+
+@pytest.mark.parametrize("where", ["7", "7/params"])
+def test_openpis_checkpoint_is_read_into_shards(data_dir, where, caplog):
+    with caplog.at_level(logging.INFO):
+        params = load(data_dir / "openpi_checkpoint" / where)
+    expected = flatten(halves(data_dir))
+    loaded = flatten(params)
+    assert loaded.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+    assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings_of(Model(STORED))
+    assert "weights: 51 arrays" in caplog.text
+    assert "1 x action_in_proj/{kind}" not in caplog.text  # kernel and bias
+    assert "2 x action_in_proj/{kind} -> suffix/action_in_proj/{kind}" in caplog.text
+
+
+def test_the_live_weights_are_openpis_train_state(data_dir):
+    live = flatten(load(data_dir / "openpi_checkpoint" / "7", kind="live"))
+    for name, value in flatten(halves(data_dir)).items():
+        np.testing.assert_array_equal(live[name], value * 2, err_msg=name)
+
+
+def test_weights_without_value_leaves_are_read_and_cast(data_dir, tmp_path):
+    weights = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), halves(data_dir))
+    item = {"params": openpi_rules.to_openpi(weights)}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", item)
+    for name, value in flatten(load(tmp_path)).items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, np.asarray(flatten(weights)[name], np.float32), err_msg=name)
+
+
+def test_another_size_is_refused_with_the_flags_that_set_it(data_dir):
+    wide = dataclasses.replace(STORED.vlm, mlp_dim=256)
+    with pytest.raises(ValueError, match="model of another size") as error:
+        load(data_dir / "openpi_checkpoint" / "7", dataclasses.replace(STORED, vlm=wide, image_size=28))
+    message = str(error.value)
+    assert "vlm/layers/mlp/down/kernel is (4, 128, 64) there and (4, 256, 64) here (--model.vlm.*)" in message
+    assert "vision/pos_embedding is (1, 256, 32) there and (1, 4, 32) here (--model.image-size" in message
+    with pytest.raises(ValueError, match="and 18 more"):
+        load(data_dir / "openpi_checkpoint" / "7", debug.CONFIG.model)
+
+
+def test_parameters_that_are_not_the_models_are_refused(data_dir, tmp_path):
+    theirs = openpi_rules.to_openpi(halves(data_dir))
+    del theirs["action_in_proj"]["bias"]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "less", {"params": theirs})
+        checkpointer.save(tmp_path / "more", {"params": theirs | {"state_proj": {"kernel": np.zeros(3)}}})
+        checkpointer.save(tmp_path / "else", {"model": theirs})
+    with pytest.raises(KeyError, match=r"missing 'suffix/action_in_proj/bias'"):
+        load(tmp_path / "less")
+    with pytest.raises(KeyError, match=r"no rule for 'state_proj/kernel'"):
+        load(tmp_path / "more")
+    with pytest.raises(KeyError, match=r"has no root 'params'.*'model'"):
+        load(tmp_path / "else")
+
+
+def test_a_directory_without_weights_is_refused(data_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing at"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="give a checkpoint's directory or its params directory"):
+        find_params(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"it is a run's directory; .* such as .*openpi_checkpoint/7"):
+        find_params(data_dir / "openpi_checkpoint")

@@ -1,0 +1,169 @@
+"""Every field of a config has an effect: changing it changes something that can be seen from outside."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import pytest
+
+from configs import debug
+from openpi_b1k import paths
+from openpi_b1k.config.data import SAMPLE_TOKENIZER
+from openpi_b1k.config.serialize import flatten
+from openpi_b1k.config.train import TrainConfig
+from tests.config import views
+
+SAMPLE = {"data.source": "sample", "data.sample_demos": 8}
+EXPERTS = ("vlm", "action_expert")
+
+
+def shared(name, value):
+    """Returns the change of a size that VLM and action expert must share."""
+    return {f"model.{expert}.{name}": value for expert in EXPERTS}
+
+
+# field: (what shows it, the change, and what else has to be set before and after). A change that needs company, because
+# other fields must agree with it, is a dict.
+EFFECTS = {
+    "name": (views.run_directory, "other", {"exp_name": "new"}),
+    "exp_name": (views.run_directory, "other", {"exp_name": "new"}),
+    "checkpoint_dir": (views.run_directory, "elsewhere", {"exp_name": "new"}),
+    "resume": (views.run_directory, True, {"exp_name": "old"}),
+    "overwrite": (views.run_directory, True, {"exp_name": "old"}),
+    "weights": (views.initial_weights, "/some/params", {}),
+    **{
+        f"model.vision.{name}": (views.vision, value, {})
+        for name, value in {"width": 64, "depth": 2, "mlp_dim": 32, "num_heads": 4, "patch_size": 7}.items()
+    },
+    **{
+        f"model.{expert}.{name}": (getattr(views, expert), {**shared(name, value), **company}, {})
+        for expert in EXPERTS
+        for name, value, company in [
+            ("depth", 3, {}),
+            ("num_heads", 4, {}),
+            ("num_kv_heads", 2, {}),
+            ("head_dim", 8, {}),
+        ]
+    },
+    **{
+        f"model.{expert}.{name}": (getattr(views, expert), 48, {})
+        for expert in EXPERTS
+        for name in ("width", "mlp_dim")
+    },
+    "model.vocab_size": (views.vlm, 2048, {}),
+    "model.image_size": (views.vision, 42, {}),
+    "model.action_dim": (views.suffix, 40, {}),
+    "model.action_horizon": (views.batch, 5, {}),
+    "model.max_prompt_tokens": (views.batch, 200, {}),
+    "model.num_flow_steps": (views.sampling_program, 3, {}),
+    "model.dtype": (views.loss_program, "bfloat16", {}),
+    "model.remat": (views.loss_program, "full", {}),
+    "data.source": (views.batch_or_refusal, "b1k", {}),
+    "data.generation": (views.batch, "2026", {}),
+    "data.root": (views.root, "/elsewhere", {"data.source": "b1k"}),
+    "data.tasks": (views.demonstrations, ("press_red_button_with_left_gripper",), SAMPLE),
+    "data.transforms.state_layout": (views.batch, "grippers_last", {}),
+    "data.transforms.delta_fields": (views.batch, ("torso",), {}),
+    "data.transforms.normalization": (views.batch, "zscore", {}),
+    "data.transforms.clip_normalized": (views.batch, 1.25, {}),
+    "data.transforms.mask_padding": (views.batch, False, {}),
+    "data.transforms.tokenizer": (views.batch_or_refusal, "/nowhere/tokenizer.model", {}),
+    "data.transforms.cameras": (views.batch, ("head", "left_wrist"), {}),
+    "data.num_workers": (views.workers, 2, {"data.num_workers": 1}),
+    "data.prefetch": (views.workers, 5, {"data.num_workers": 1}),
+    "data.frame_cache_gib": (views.demonstrations, 0.1, SAMPLE),
+    "data.sample_demos": (views.made_demonstrations, 9, SAMPLE),
+    "optimizer.b1": (views.updates, 0.5, {}),
+    "optimizer.b2": (views.updates, 0.5, {}),
+    "optimizer.eps": (views.updates, 0.1, {}),
+    "optimizer.weight_decay": (views.updates, 0.1, {}),
+    "optimizer.clip_norm": (views.updates, 3.0, {}),
+    "schedule.warmup_steps": (views.updates, 3, {}),
+    "schedule.peak_lr": (views.updates, 1e-2, {}),
+    "schedule.final_lr": (views.updates, 1e-5, {}),
+    "checkpoints.save_every": (views.course, 2, {}),
+    "checkpoints.keep_last": (views.course, 2, {}),
+    "checkpoints.keep_every": (views.course, 10, {}),
+    "batch_size": (views.batch, 4, {}),
+    "num_steps": (views.course, 21, {}),
+    "flow_samples": (views.loss_program, 2, {}),
+    "ema_decay": (views.updates, 0.15, {"ema_decay": 0.1}),
+    "fsdp": (views.plan, 4, {}),
+    "seed": (views.batch, 1, {}),
+    "log_every": (views.course, 3, {}),
+    "wandb": (views.tracking, "offline", {}),
+    "wandb_project": (views.tracking, "mine", {"wandb": "offline"}),
+    "rollouts": (views.rollouts, 7, SAMPLE),
+}
+
+# Fields that cannot be shown cheaply: name -> reason.
+UNSHOWN: dict[str, str] = {}
+
+MORE = [
+    ("ema_decay", views.plan, 0.9, {}),
+    ("flow_samples", views.updates, 2, {}),
+    ("seed", views.updates, 1, {}),
+    ("num_steps", views.updates, 200, {}),
+    ("model.action_horizon", views.loss_program, 5, {}),
+    ("model.dtype", views.sampling_program, "bfloat16", {}),
+    ("data.generation", views.root, "2026", {"data.source": "b1k"}),
+    ("data.generation", views.made_demonstrations, "2026", SAMPLE),
+    ("data.source", views.rollouts, {"data.source": "sample", "data.sample_demos": 8, "rollouts": 3}, {}),
+]
+
+
+def change(config, changes):
+    """Returns the config with fields changed by their dotted names, those of one dataclass together."""
+    here = {name: value for name, value in changes.items() if "." not in name}
+    groups = {}
+    for name, value in changes.items():
+        if "." in name:
+            group, rest = name.split(".", 1)
+            groups.setdefault(group, {})[rest] = value
+    parts = {group: change(getattr(config, group), inner) for group, inner in groups.items()}
+    return dataclasses.replace(config, **here, **parts)
+
+
+def test_every_field_is_shown_or_listed_with_a_reason():
+    fields = set(flatten(TrainConfig()))
+    assert fields == EFFECTS.keys() | UNSHOWN.keys()
+    assert not EFFECTS.keys() & UNSHOWN.keys()
+
+
+@pytest.fixture(scope="module")
+def look():
+    """Returns a function from a view and a config to what it shows; it looks once, and the first time twice."""
+    seen = {}
+
+    def look(view, config):
+        if (view, config) not in seen:
+            is_new = view not in {known for known, _ in seen}
+            seen[view, config] = view(config)
+            assert not is_new or view(config) == seen[view, config]  # or every change would seem to show
+        return seen[view, config]
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("field", "effect"),
+    [*EFFECTS.items(), *((field, effect) for field, *effect in MORE)],
+    ids=[*EFFECTS, *(f"{field}-{view.__name__}" for field, view, *_ in MORE)],
+)
+def test_a_change_shows(field, effect, look, sample_root):
+    view, value, company = effect
+    base = change(dataclasses.replace(debug.CONFIG, name="debug"), company)
+    if view is views.demonstrations:
+        base = change(base, {"data.root": str(sample_root(base.data.generation))})
+    changed = change(base, value if isinstance(value, dict) else {field: value})
+    assert flatten(changed)[field] != flatten(base)[field]
+    assert look(view, changed) != look(view, base)
+
+
+def test_the_tokenizer_is_the_one_at_its_path(tmp_path):
+    copy = shutil.copy(paths.fetch(SAMPLE_TOKENIZER), tmp_path / "mine.model")
+    config = change(debug.CONFIG, {"data.transforms.tokenizer": str(copy)})
+    assert views.batch(config) == views.batch(debug.CONFIG)
+    pathlib.Path(copy).unlink()
+    with pytest.raises(FileNotFoundError, match=r"mine\.model"):
+        views.batch(config)

@@ -1,0 +1,274 @@
+"""What can be seen of a config from outside: each view is a function of a config, cheap, and comparable with `==`.
+
+Whatever would take seconds is replaced by something that notes how it was called.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import pickle
+import re
+import tempfile
+from unittest import mock
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from openpi_b1k import metrics, sharding
+from openpi_b1k.config.model import ModelConfig
+from openpi_b1k.data.batches import BatchSource
+from openpi_b1k.data.loader import Loader
+from openpi_b1k.data.open import data_root, open_demonstrations, open_training_data
+from openpi_b1k.models.pi0 import Model
+from openpi_b1k.observation import Batch, Observation
+from openpi_b1k.robots.r1pro import r1pro
+from openpi_b1k.sample import demos
+from openpi_b1k.serving.policy import compiled_sampler
+from openpi_b1k.training import loop, runs, start
+from openpi_b1k.training.optimizer import make_optimizer
+from openpi_b1k.training.state import TrainState, abstract_state
+from openpi_b1k.training.step import train_step
+from scripts import train as script
+
+
+def digest(tree):
+    """Returns a hash of a tree of arrays."""
+    named = [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    text = pickle.dumps([(name, array.dtype.str, array.shape, array.tobytes()) for name, array in named])
+    return hashlib.sha256(text).hexdigest()
+
+
+# The model
+
+
+@functools.cache
+def shapes(model: ModelConfig):
+    """Returns the shapes of the model's parameters."""
+    return jax.tree.map(lambda leaf: leaf.shape, Model(model).abstract_params())
+
+
+def vision(config):
+    return shapes(config.model)["vision"]
+
+
+def vlm(config):
+    return shapes(config.model)["vlm"]
+
+
+def action_expert(config):
+    return shapes(config.model)["action_expert"]
+
+
+def suffix(config):
+    return shapes(config.model)["suffix"]
+
+
+def abstract_batch(config, num=2):
+    """Returns a batch of the model's sizes, without values."""
+    model = config.model
+    images = {name: jax.ShapeDtypeStruct((num, model.image_size, model.image_size, 3), jnp.uint8) for name in "ab"}
+    tokens = (num, model.max_prompt_tokens)
+    chunk = (num, model.action_horizon, model.action_dim)
+    observation = Observation(
+        images,
+        dict.fromkeys(images, jax.ShapeDtypeStruct((num,), bool)),
+        jax.ShapeDtypeStruct((num, model.action_dim), jnp.float32),
+        jax.ShapeDtypeStruct(tokens, jnp.int32),
+        jax.ShapeDtypeStruct(tokens, bool),
+    )
+    return Batch(observation, jax.ShapeDtypeStruct(chunk, jnp.float32), jax.ShapeDtypeStruct(chunk, bool))
+
+
+def loss_program(config):
+    """Returns the computation of loss and gradient as text, traced and not compiled."""
+    model = Model(config.model)
+
+    def loss(params, batch):
+        return model.loss(params, batch, jax.random.key(0), flow_samples=config.flow_samples)[0]
+
+    program = jax.make_jaxpr(jax.grad(loss))(model.abstract_params(), abstract_batch(config))
+    return re.sub("0x[0-9a-f]+", "", str(program))
+
+
+def sampling_program(config):
+    """Returns the computation that serving runs, as text."""
+    params, observation = Model(config.model).abstract_params(), abstract_batch(config).observation
+    return str(jax.make_jaxpr(compiled_sampler(config.model))(params, observation, jax.random.key(0)))
+
+
+# Data
+
+
+def batch(config):
+    """Returns a hash of the run's first batch."""
+    data = open_training_data(config)
+    source = BatchSource(data.dataset, data.pipeline, config.seed, config.batch_size, 0, config.batch_size)
+    return digest(source[0])
+
+
+def batch_or_refusal(config):
+    """Returns `batch`, or what is said instead."""
+    try:
+        return batch(config)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+
+
+def root(config):
+    """Returns where demonstrations are looked for, there or not."""
+    try:
+        return data_root(config.data)
+    except FileNotFoundError as error:
+        return str(error)
+
+
+def demonstrations(config):
+    """Returns how many samples the demonstrations have, and the shape of an image as the data set gives it."""
+    dataset = open_demonstrations(config, r1pro(config.data.transforms.state_layout))
+    return len(dataset), dataset[0]["images"]["head"].shape
+
+
+def workers(config):
+    """Returns what worker processes are asked for, without starting them."""
+    asked = []
+    data = open_training_data(config)
+
+    def note(**options):
+        asked.append(options)
+        raise InterruptedError
+
+    with mock.patch.object(grain, "MultiprocessingOptions", note), contextlib.suppress(InterruptedError):
+        Loader(data.dataset, data.pipeline, config, sharding.batch_sharding(sharding.make_mesh(1))).close()
+    return asked
+
+
+def made_demonstrations(config):
+    """Returns which demonstrations of the sample world are asked for."""
+    with mock.patch.object(demos, "make", lambda *args: args):
+        return demos.ensure(config).data.root
+
+
+# Training
+
+
+class StubModel:
+    """A model of two parameters, whose loss shows what it is given."""
+
+    PARAMS = {"kernel": jnp.array([1.0, -2.0, 3.0]), "bias": jnp.array([0.5])}  # noqa: RUF012 - nobody changes it
+
+    def loss(self, params, batch, key, *, flow_samples):
+        noise = jax.random.normal(key, (3,))
+        value = flow_samples * ((params["kernel"] - noise) ** 2).sum() + (params["bias"] ** 3).sum()
+        return value, jnp.zeros(32)
+
+
+def updates(config):
+    """Returns state and metrics after four updates of a stub."""
+    optimizer = make_optimizer(config)
+    average = None if config.ema_decay is None else StubModel.PARAMS
+    state = TrainState(jnp.int32(0), StubModel.PARAMS, optimizer.init(StubModel.PARAMS), average)
+    step = train_step(StubModel(), optimizer, config)
+    for _ in range(4):
+        state, measured = step(state, None)
+    return digest((state, measured))
+
+
+def plan(config):
+    """Returns shape and share per device of everything that training keeps."""
+    model, mesh = Model(config.model), sharding.make_mesh(config.fsdp)
+    state = abstract_state(model, make_optimizer(config), config, mesh)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path), leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for path, leaf in leaves]
+
+
+def initial_weights(config):
+    """Returns where the first parameters come from: an address, or `random`."""
+    drawn = mock.patch.object(start, "random_state", return_value="random")
+    read = mock.patch.object(start, "load_params", lambda address, *_: address)
+    kept = mock.patch.object(start, "state_from_params", lambda params, *_: params)
+    with tempfile.TemporaryDirectory() as directory, drawn, read, kept:
+        config = dataclasses.replace(config, checkpoint_dir=directory)
+        return start.start(config, open_training_data(config)).state
+
+
+def run_directory(config):
+    """Returns where a run goes, or why it does not, beside a run called `old`."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        (pathlib.Path(config.checkpoint_dir) / config.name / "old").mkdir(parents=True)
+        try:
+            return runs.choose(config).directory
+        except (FileExistsError, FileNotFoundError) as error:
+            return str(error)
+
+
+class Notes:
+    """Stands for the checkpoint manager and for the writers of a run, and notes when they are used."""
+
+    def __init__(self, *args):
+        self.events = [args]
+
+    def save(self, step, *_):
+        self.events.append(("save", step))
+
+    def write(self, step, values):
+        self.events.append(("write", step))
+
+    def check(self):
+        """Finds nothing wrong."""
+
+    def close(self):
+        """Has nothing to close."""
+
+
+def course(config):
+    """Returns when a run writes metrics and saves, with which settings, without computing anything."""
+    mesh, data = sharding.make_mesh(config.fsdp), open_training_data(config)
+    state = TrainState(jnp.int32(0), {}, (), None)
+    measured = {"loss": 1.0, "loss_per_dim": np.ones(32), "grad_norm": 1.0}
+    training = start.Training(config, data, mesh, None, None, state, pathlib.Path("run"), 0, 0)
+    notes = Notes(config.checkpoints)
+    with contextlib.ExitStack() as stack:
+        replaced = {
+            "CheckpointManager": lambda directory, settings: notes,
+            "open_writers": lambda training: notes,
+            "compiled_step": lambda training, state: lambda state, batch: (state, measured),
+            "completed_checkpoints": lambda directory: [0],
+        }
+        for name, stub in replaced.items():
+            stack.enter_context(mock.patch.object(loop, name, stub))
+        loop.train(training)
+    return notes.events
+
+
+def tracking(config):
+    """Returns what wandb is asked for."""
+    asked = []
+    wandb = mock.patch.object(metrics, "Wandb", lambda directory, fields: asked.append(fields) or Notes())
+    with wandb, tempfile.TemporaryDirectory() as directory:
+        training = mock.Mock(config=config, directory=pathlib.Path(directory), completed_steps=0)
+        loop.open_writers(training).close()
+    return [(fields["wandb"], fields["wandb_project"]) for fields in asked]
+
+
+def rollouts(config):
+    """Returns how many episodes the script plays after training."""
+    played = []
+
+    def evaluate(checkpoint, *, episodes, seed):
+        played.append((episodes, seed))
+        return mock.Mock()
+
+    with (
+        mock.patch("openpi_b1k.data.open.open_training_data"),
+        mock.patch("openpi_b1k.training.start.start"),
+        mock.patch("openpi_b1k.training.loop.train"),
+        mock.patch("openpi_b1k.metrics.setup_logging"),
+        mock.patch("openpi_b1k.evaluation.closed_loop.evaluate", evaluate),
+        mock.patch.object(demos, "make", return_value="made"),
+    ):
+        assert script.run(config) == 0
+    return played

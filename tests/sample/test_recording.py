@@ -1,0 +1,65 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from openpi_b1k.robots.r1pro import PROPRIO_2025, PROPRIO_2026
+from openpi_b1k.sample.recording import DEMO_SEED, HOLD_STEPS, encode_video, goals_by_demo, record
+from openpi_b1k.sample.render import SIZES, render
+from openpi_b1k.sample.world import GOALS, World
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return record(3, GOALS[1], PROPRIO_2026)
+
+
+def test_row_t_is_what_was_seen_before_action_t(recording):
+    world = World(GOALS[1], (DEMO_SEED, 3))
+    for t, action in enumerate(recording.actions):
+        np.testing.assert_array_equal(recording.proprio[t], world.proprio(PROPRIO_2026))
+        for camera, image in render(world).items():
+            np.testing.assert_array_equal(recording.frames[camera][t], image)
+        was_pressed = world.pressed is not None
+        world.step(action)
+        assert world.is_success == (t >= recording.pressed_at)
+        assert was_pressed == (t > recording.pressed_at)
+
+
+def test_shapes_types_and_the_hold_at_the_end(recording):
+    n = recording.length
+    assert n == recording.pressed_at + 1 + HOLD_STEPS
+    assert (recording.proprio.shape, recording.proprio.dtype) == ((n, 61), np.float32)
+    assert (recording.actions.shape, recording.actions.dtype) == ((n, 23), np.float32)
+    for camera, frames in recording.frames.items():
+        assert (frames.shape, frames.dtype) == ((n, SIZES[camera], SIZES[camera], 3), np.uint8)
+    assert record(3, GOALS[1], PROPRIO_2025).proprio.shape == (n, 256)
+
+
+@pytest.mark.parametrize("num_demos", [1, 4, 7, 100])
+def test_goals_share_the_demonstrations_and_come_by_task(num_demos):
+    listed = goals_by_demo(num_demos)
+    assert len(set(listed)) == len(listed) == num_demos
+    tasks = [goal.task_index for goal, _ in listed]
+    assert tasks == sorted(tasks)
+    counts = [tasks.count(goal.task_index) for goal in GOALS]
+    assert max(counts) - min(counts) <= 1
+    assert all(1 <= instance <= num_demos for _, instance in listed)
+
+
+def test_a_video_has_a_frame_per_row_at_30_per_second(tmp_path):
+    frames = np.zeros((10, 32, 32, 3), np.uint8)
+    frames[:, :, :, 0] = np.arange(10)[:, None, None] * 20
+    path = tmp_path / "sub" / "video.mp4"
+    encode_video(path, frames, 32, {"x265-params": "log-level=none:pools=none"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "hevc"
+        assert stream.average_rate == 30
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        decoded = list(container.decode(stream))
+        times = [frame.pts * stream.time_base for frame in decoded]
+    assert times == [Fraction(i, 30) for i in range(10)]
+    reds = [frame.to_ndarray(format="rgb24")[..., 0].mean() for frame in decoded]
+    np.testing.assert_allclose(reds, np.arange(10) * 20, atol=6)

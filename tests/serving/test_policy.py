@@ -1,0 +1,120 @@
+import dataclasses
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from openpi_b1k.checkpoints import contents
+from openpi_b1k.config import serialize
+from openpi_b1k.robots.r1pro import ACTION, r1pro
+from openpi_b1k.sample.environment import SampleEnvironment
+from openpi_b1k.serving.policy import Policy
+from openpi_b1k.serving.sessions import raw_sample
+from tests import sample_cases
+
+CAMERAS = ("head", "left_wrist", "right_wrist")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with sample_cases.quick_compilation():
+        yield
+
+
+def samples(generation="2025", num=sample_cases.NUM_EPISODES):
+    environments = [SampleEnvironment(generation, 0, episode) for episode in range(num)]
+    robot = r1pro("like_action")
+    return [raw_sample(one.observation(), robot, CAMERAS, one.goal.prompt) for one in environments]
+
+
+def test_a_chunk_per_sample_in_the_robots_units_the_same_for_a_seed(sample_checkpoint):
+    policy = Policy.load(sample_checkpoint, seed=3)
+    before = samples()
+    first, second = policy.infer(before), policy.infer(before)
+    assert (first.shape, first.dtype) == ((sample_cases.NUM_EPISODES, 25, ACTION.size), np.float32)
+    assert np.isfinite(first).all()
+    assert not np.array_equal(first, second)  # new noise for every call
+    again = Policy.load(sample_checkpoint, seed=3)
+    np.testing.assert_array_equal(again.infer(samples()), first)
+    np.testing.assert_array_equal(again.infer(samples()), second)
+    assert not np.array_equal(Policy.load(str(sample_checkpoint), seed=4).infer(samples()), first)
+    for sample, untouched in zip(before, samples(), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, sample, untouched)
+
+
+def test_the_chunk_is_the_models_unnormalised_and_absolute(sample_checkpoint):
+    """The output by hand: clip nothing, quantiles back, then arms added to the state of the first step."""
+    policy = Policy.load(sample_checkpoint)
+    assert policy.config.data.transforms.delta_fields == ("left_arm", "right_arm")
+    normalized = np.full((1, 25, 32), 0.5, np.float32)
+    policy._sample = lambda params, observation, key: normalized  # noqa: SLF001 - stands in for the network
+    [chunk] = policy.infer(samples(num=1))
+    stats = contents.read_assets(sample_checkpoint).norm_stats.actions
+    expected = stats.q01 + 0.75 * (stats.q99 - stats.q01)
+    is_constant = stats.q99 - stats.q01 < 1e-4
+    expected[is_constant] = stats.q01[is_constant] + 1.5
+    world = SampleEnvironment("2025", 0, 0).world
+    for hand in ("left", "right"):
+        expected[ACTION.slice(f"{hand}_arm")] += world.arms[hand]
+    np.testing.assert_allclose(chunk, np.tile(expected, (25, 1)), atol=1e-5)
+
+
+def test_both_generations_act_on_one_state(sample_checkpoint):
+    chunks = [Policy.load(sample_checkpoint).infer(samples(generation)) for generation in ("2025", "2026")]
+    np.testing.assert_array_equal(*chunks)
+
+
+def test_it_knows_its_prompts_and_can_act_with_other_parameters(sample_checkpoint):
+    policy = Policy.load(sample_checkpoint)
+    assert policy.prompts["press_red_button_with_left_gripper"] == "Press the red button with the left gripper."
+    assert len(policy.prompts) == 4
+    first = policy.infer(samples())
+    other = Policy.load(sample_checkpoint)
+    other.replace_params(jax.tree.map(lambda param: param / 2, policy._params))  # noqa: SLF001 - any others will do
+    assert not np.array_equal(other.infer(samples()), first)
+
+
+def test_a_missing_camera_is_refused(sample_checkpoint):
+    policy = Policy.load(sample_checkpoint)
+    [sample] = samples(num=1)
+    del sample["images"]["left_wrist"]
+    with pytest.raises(KeyError, match="no image of camera 'left_wrist'; there are: head, right_wrist"):
+        policy.infer([sample])
+    observation = SampleEnvironment("2025", 0, 0).observation()
+    del observation["robot_r1::robot_r1:zed_link:Camera:0::rgb"]
+    with pytest.raises(KeyError, match=r"the observation has no 'robot_r1::robot_r1:zed.*::rgb'; it has: robot_r1"):
+        raw_sample(observation, policy.robot, CAMERAS, "Press.")
+    with pytest.raises(KeyError, match="the observation has no 'robot_r1::proprio'"):
+        raw_sample({}, policy.robot, CAMERAS, "Press.")
+
+
+def test_no_checkpoint_is_refused(tmp_path, sample_checkpoint):
+    with pytest.raises(FileNotFoundError, match=r"no config at .*nowhere/config\.json"):
+        Policy.load(tmp_path / "nowhere")
+    copy = shutil.copytree(sample_checkpoint, tmp_path / "1")
+    (copy / contents.TOKENIZER_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*tokenizer\.model; a checkpoint of openpi_b1k has one"):
+        Policy.load(copy)
+
+
+def test_a_config_of_another_model_is_refused(tmp_path, sample_checkpoint):
+    copy = shutil.copytree(sample_checkpoint, tmp_path / "1")
+    config = contents.read_config(copy)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=28))
+    (copy / contents.CONFIG_FILE).write_text(serialize.to_json(config))
+    with pytest.raises(ValueError, match=re.escape("of another size: vision/pos_embedding is (1, 1, 32)")):
+        Policy.load(copy)
+
+
+def test_a_sample_of_an_evaluators_observation():
+    observation = SampleEnvironment("2026", 0, 1).observation()
+    robot = r1pro("like_action")
+    sample = raw_sample(observation, robot, ("head", "right_wrist"), "Press.")
+    assert sorted(sample) == ["images", "prompt", "proprio"]
+    assert (sample["proprio"].shape, sample["proprio"].dtype) == ((61,), np.float32)
+    assert list(sample["images"]) == ["head", "right_wrist"]
+    for name, image in sample["images"].items():
+        rgba = observation[f"{robot.camera(name).simulator_name}::rgb"]
+        np.testing.assert_array_equal(image, rgba[..., :3])
