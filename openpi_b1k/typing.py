@@ -1,6 +1,6 @@
 """Array types and the check that runs them.
 
-Axis letters in shape strings, everywhere: `b` batch, `ah` action horizon, `ad` action dim, `s` state, `t` tokens, `d` width,
+Axis letters in shape strings: `b` batch, `ah` action horizon, `ad` action dim, `s` state, `t` tokens, `d` width,
 `n` query heads, `k` key/value heads, `h` head dim, `l` layers, `f` flow samples.
 """
 

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Callable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Tests compile much and compute little, so the compiler need not try hard.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["WANDB_MODE"] = "disabled"
 
 import pytest

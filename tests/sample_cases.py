@@ -68,5 +68,7 @@ def train(config: TrainConfig) -> pathlib.Path:
 def quick_compilation() -> Iterator[None]:
     """Compiles with little optimisation while entered: most of these tests' time otherwise."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -47,6 +47,8 @@ def open_training_data(config: TrainConfig) -> TrainingData:
         ValueError: data, config, robot, statistics and tokenizer do not fit together.
     """
     robot = r1pro(config.data.transforms.state_layout)
+    if config.data.source != "random":
+        data_root(config.data)  # missing data are refused before a tokenizer is downloaded for them
     tokenizer = Tokenizer(paths.fetch(config.data.transforms.tokenizer))
     read = _open_random if config.data.source == "random" else _open_demonstrations
     dataset, stats, prompts, fingerprint = read(config, robot)

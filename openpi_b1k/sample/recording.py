@@ -12,10 +12,14 @@ from av.video.stream import VideoStream
 
 from openpi_b1k.robots.layout import Layout
 from openpi_b1k.sample.render import render
-from openpi_b1k.sample.world import FPS, GOALS, Expert, Goal, World
+from openpi_b1k.sample.world import FPS, GOALS, HALF_RANGE, Expert, Goal, World, arm_joints
 
 HOLD_STEPS = 4
 """Steps recorded after the button is pressed."""
+SHARE_NEAR, NEAR = 0.4, 0.15
+"""Share of demonstrations that start within NEAR m of the button, along either axis."""
+SHARE_CLOSED = 0.25
+"""Share of demonstrations that start with the gripper closed."""
 DEMO_SEED = 0
 """First entry of every demonstration's seed; evaluation uses others, so its layouts are unseen."""
 
@@ -44,6 +48,7 @@ class Recording:
 def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
     """Returns the expert's episode `instance` of a goal."""
     world = World(goal, (DEMO_SEED, instance))
+    disturb(world, np.random.default_rng((DEMO_SEED, instance, goal.task_index, 1)))
     expert = Expert(world)
     proprio, actions, frames, pressed_at = [], [], [], -1
     while pressed_at < 0 or len(actions) <= pressed_at + HOLD_STEPS:
@@ -61,6 +66,17 @@ def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
         frames={camera: np.stack([frame[camera] for frame in frames]) for camera in frames[0]},
         pressed_at=pressed_at,
     )
+
+
+def disturb(world: World, rng: np.random.Generator) -> None:
+    """Puts some demonstrations where a policy gets by its own mistakes: beside the button, with a closed gripper."""
+    hand = world.goal.hand
+    if rng.random() < SHARE_NEAR:
+        offset = rng.uniform(-NEAR, NEAR, size=2)
+        near = np.clip(world.buttons[world.goal.button] + offset, -HALF_RANGE, HALF_RANGE)
+        world.arms[hand][:2] = arm_joints(hand, near)
+    if rng.random() < SHARE_CLOSED and world.button_under(hand) is None:
+        world.fingers[hand] = 0.0
 
 
 def goals_by_demo(num_demos: int) -> list[tuple[Goal, int]]:

@@ -38,6 +38,8 @@ ARM_REST = (0.0, 0.0, 0.0, -1.0, 0.2, 0.3, 0.1)  # rad; joints 0 and 1 are free,
 TORSO_REST = (1.025, -1.45, -0.47, 0.0)
 IDLE_POSITION = {"left": (-0.28, -0.3), "right": (0.28, -0.3)}
 JOINT_SPEED = 0.06  # rad per environment step
+PRESS_SPEED = 0.5 * JOINT_SPEED
+"""A closed gripper presses only when it is about at rest, so that waving grippers about does not find a button."""
 FINGER_SPEED = 0.02  # m per environment step
 FINGER_OPEN = 0.05
 FINGER_CLOSED = 0.012
@@ -114,11 +116,10 @@ class World:
             delta = np.clip(command - self.arms[hand], -JOINT_SPEED, JOINT_SPEED)
             self.arms[hand] = self.arms[hand] + delta
             self.velocity[hand] = delta * FPS
-        for hand in HANDS:
             target = FINGER_OPEN if action[layout.slice(f"{hand}_gripper")][0] > 0 else 0.0
-            before = self.fingers[hand]
-            self.fingers[hand] = before + float(np.clip(target - before, -FINGER_SPEED, FINGER_SPEED))
-            if before > FINGER_CLOSED >= self.fingers[hand] and self.pressed is None:
+            self.fingers[hand] += float(np.clip(target - self.fingers[hand], -FINGER_SPEED, FINGER_SPEED))
+            is_settled = np.abs(delta).max() <= PRESS_SPEED
+            if is_settled and self.fingers[hand] <= FINGER_CLOSED and self.pressed is None:
                 self.pressed = self.button_under(hand)
         self.num_steps += 1
 

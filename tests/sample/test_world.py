@@ -116,19 +116,25 @@ def test_the_tolerance(tolerances, is_pressed):
     assert world.is_success == is_pressed
 
 
-def test_closing_in_the_air_is_neither_success_nor_failure_and_counts_no_more_when_moved():
+def test_closing_in_the_air_is_neither_success_nor_failure():
     world = World(GOALS[0], (0, 1))
     press(world, "left", empty_place(world))
     assert world.pressed is None
     assert not world.is_over
-    for _ in range(3):
-        world.step(command(world, "left", world.buttons["red"], is_closing=True))
-    while np.linalg.norm(world.hand_position("left") - world.buttons["red"]) > 1e-9:
-        world.step(command(world, "left", world.buttons["red"], is_closing=True))
+
+
+def test_a_closed_gripper_presses_when_it_comes_to_rest_and_not_in_passing():
+    world = World(GOALS[0], (0, 1))
+    press(world, "left", empty_place(world))
+    button = world.buttons["red"]
+    while np.linalg.norm(world.hand_position("left") - button) > TOLERANCE:
+        world.step(command(world, "left", button, is_closing=True))
+    away = world.buttons["red"] - world.hand_position("left")
+    world.step(command(world, "left", button + 10 * away + 1.0, is_closing=True))  # on at full speed
     assert world.pressed is None
-    while world.fingers["left"] < FINGER_OPEN:
-        world.step(command(world, "left", world.buttons["red"], is_closing=False))
-    press(world, "left", world.buttons["red"])
+    for _ in range(MAX_STEPS):
+        if not world.is_over:
+            world.step(command(world, "left", button, is_closing=True))
     assert world.is_success
 
 
