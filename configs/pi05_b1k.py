@@ -2,8 +2,9 @@
 
     uv run scripts/train.py pi05_b1k --exp-name all50 --data.root DIR --fsdp 8
 
-Needs about 75 GB of state over the devices: --fsdp shares it. Source of the numbers: openpi-comet `training/config.py`
-and RLinf's SFT example. Absolute actions and grippers last, so that comet's checkpoints can be continued.
+Needs 40 GB for parameters and moments and 13 GB for gradients over the devices: --fsdp shares them. Source of the
+numbers: openpi-comet `training/config.py` and RLinf's SFT example. Absolute actions and grippers last, so that comet's
+checkpoints can be continued.
 """
 
 from openpi_b1k.config.data import DataConfig, TransformConfig

@@ -9,14 +9,14 @@ from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, TransformConfig
 from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
 from openpi_b1k.config.train import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
-EXPERT = GemmaConfig(width=64, depth=2, mlp_dim=256, num_heads=4, num_kv_heads=4, head_dim=32)
+GEMMA = GemmaConfig(width=64, depth=2, mlp_dim=256, num_heads=4, num_kv_heads=4, head_dim=32)
 
 CONFIG = TrainConfig(
     weights="none",
     model=ModelConfig(
         vision=SiglipConfig(width=64, depth=1, mlp_dim=256, num_heads=4, patch_size=28),
-        vlm=EXPERT,
-        action_expert=EXPERT,
+        vlm=GEMMA,
+        action_expert=GEMMA,
         vocab_size=1024,
         image_size=56,
         action_horizon=8,
@@ -28,17 +28,17 @@ CONFIG = TrainConfig(
         source="sample",
         generation="2025",
         transforms=TransformConfig(state_layout="grippers_last", tokenizer=SAMPLE_TOKENIZER),
-        sample_demos=600,
+        sample_demos=1200,
         num_workers=0,
         prefetch=8,
         frame_cache_gib=2.0,
     ),
     optimizer=OptimizerConfig(weight_decay=0.0),
     schedule=ScheduleConfig(warmup_steps=100, peak_lr=2e-3, final_lr=4e-5),
-    checkpoints=CheckpointConfig(save_every=1000, keep_every=None),
+    checkpoints=CheckpointConfig(save_every=2500, keep_every=None),
     batch_size=32,
-    num_steps=3000,
-    flow_samples=4,
+    num_steps=5000,
+    flow_samples=2,
     ema_decay=0.999,
     rollouts=50,
 )

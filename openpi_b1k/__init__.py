@@ -1,1 +1,1 @@
-"""pi0.5 for BEHAVIOR-1K in JAX/Flax: train, serve, evaluate, convert."""
+"""pi0.5 for BEHAVIOR-1K in JAX/Flax: train it, act with it, evaluate it."""

@@ -51,7 +51,9 @@ class JsonLines:
         """Opens `path`, dropping what an earlier run wrote past the checkpoint that this one continues."""
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= completed_steps]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(kept))
+        rewritten = path.with_name(f"{path.name}.new")
+        rewritten.write_text("".join(kept))
+        rewritten.replace(path)  # at once, or a run killed here would lose its history
         self._file: TextIO = path.open("a")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

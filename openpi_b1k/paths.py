@@ -67,6 +67,7 @@ def fetch(address: str, *, gcs_host: str = GCS_HOST) -> pathlib.Path:
         FileNotFoundError: there is nothing at the address.
         ConnectionError: it could not be downloaded; tells where it may be put by hand.
         ValueError: the address is of no known kind.
+        ImportError: it needs credentials, and the package that knows them is not installed.
     """
     if address.startswith("package:"):
         return _shipped(address.removeprefix("package:"))
@@ -252,9 +253,11 @@ def _download_hf(rest: str, target: pathlib.Path) -> None:
     from huggingface_hub import errors  # noqa: PLC0415
 
     is_dataset = rest.startswith("datasets/")
-    organisation, name, *parts = rest.removeprefix("datasets/").strip("/").split("/")
+    organisation, name, *parts = f"{rest.removeprefix('datasets/').strip('/')}/".split("/")
     name, _, revision = name.partition("@")
-    path = "/".join(parts)
+    if not name:
+        raise ValueError(f"hf://{rest} names no repository; it must be hf://[datasets/]ORG/NAME[@REVISION][/PATH]")
+    path = "/".join(parts).strip("/")
     folder = target.parent / f"{target.name}.hf"
     repository, kind = f"{organisation}/{name}", "dataset" if is_dataset else "model"
     try:

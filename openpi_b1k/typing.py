@@ -6,15 +6,13 @@ Axis letters in shape strings: `b` batch, `ah` action horizon, `ad` action dim, 
 
 from typing import Any, TypeAlias
 
-import jax
 from beartype import beartype
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8, jaxtyped
 
 Params: TypeAlias = dict[str, Any]  # Any: a nested dict of arrays, which the type system cannot say
 PyTree: TypeAlias = Any
-ArrayLike: TypeAlias = jax.Array
 
 typecheck = jaxtyped(typechecker=beartype)
 """Runs a function's shape annotations. For functions only: on a pytree class it breaks `tree.map` and `eval_shape`."""
 
-__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PRNGKeyArray", "Params", "PyTree", "UInt8", "typecheck"]
+__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "Params", "PyTree", "UInt8", "typecheck"]

@@ -21,6 +21,8 @@ class ClosedLoop:
     """Control: another goal's prompt, black images, random weights, or the mean demonstration replayed."""
     execution_horizon: int | None = None
     """Actions executed per chunk; default: all that were predicted."""
+    weights_kind: Literal["ema", "live"] = "ema"
+    """The weights the checkpoint acts with, its moving average where it has one, or the live ones."""
     json: pathlib.Path | None = None
     """Where to write the result with every episode's outcome."""
 
@@ -36,9 +38,10 @@ def run(args: ClosedLoop) -> int:
             seed=args.seed,
             ablate=args.ablate,
             execution_horizon=args.execution_horizon,
+            weights_kind=args.weights_kind,
         )
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ def run(args: Args) -> int:
         return 2
     try:
         table, is_within = parity.report(args.files)
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(table)
     return 0 if is_within else 1

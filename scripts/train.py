@@ -9,7 +9,7 @@ import configs
 from openpi_b1k.config import cli
 from openpi_b1k.config.train import TrainConfig
 
-USER_ERRORS = (ValueError, KeyError, FileNotFoundError, FileExistsError, ConnectionError)
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError, ImportError)
 
 
 def run(config: TrainConfig) -> int:
@@ -32,7 +32,7 @@ def run(config: TrainConfig) -> int:
             config = demos.ensure(config)
         training = start(config, open_training_data(config))
     except USER_ERRORS as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         checkpoint = train(training)

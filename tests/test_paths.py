@@ -319,6 +319,8 @@ def test_hugging_face(hub, cache, address, asked, expected):
 
 
 def test_hugging_face_refusals(hub, cache):
+    with pytest.raises(ValueError, match=r"hf://org names no repository; it must be hf://\[datasets/\]ORG/NAME"):
+        paths.fetch("hf://org")
     with pytest.raises(FileNotFoundError, match="nothing at hf://org/name/none: the repository has no none"):
         paths.fetch("hf://org/name/none")
     hub.delivers = 1

@@ -96,10 +96,13 @@ def read_config(checkpoint: pathlib.Path) -> TrainConfig:
     """Returns the config of the run that wrote the checkpoint.
 
     Raises:
-        FileNotFoundError: `checkpoint` is not a checkpoint of openpi_b1k.
+        FileNotFoundError: `checkpoint` is not a checkpoint of openpi_b1k; the message names those of a run's directory.
         ValueError: its config is not of this version.
     """
-    return serialize.read(checkpoint / CONFIG_FILE)
+    path = checkpoint / CONFIG_FILE
+    if not path.is_file() and completed_checkpoints(checkpoint):
+        raise FileNotFoundError(f"no config at {path}: {which_checkpoint(checkpoint)}")
+    return serialize.read(path)
 
 
 def read_info(checkpoint: pathlib.Path) -> CheckpointInfo:
@@ -146,3 +149,12 @@ def completed_checkpoints(run: pathlib.Path) -> list[int]:
     if not run.is_dir():
         return []
     return sorted(int(entry.name) for entry in run.iterdir() if re.fullmatch(r"\d+", entry.name) and entry.is_dir())
+
+
+def which_checkpoint(run: pathlib.Path) -> str:
+    """Returns what to say where a run's directory was given and one of its checkpoints is needed."""
+    steps = completed_checkpoints(run)
+    return (
+        f"it is a run's directory; give one of its checkpoints ({', '.join(map(str, steps))}), such as "
+        f"{run / str(steps[-1])}"
+    )

@@ -67,7 +67,7 @@ def from_openpi(tree: dict[str, Any]) -> Params:
     """Returns the same leaves under our names; `tree` is as `to_openpi` returns it.
 
     Raises:
-        KeyError: a key is none of pi0.5's; the message names the nearest.
+        ValueError: a key is none of pi0.5's; the message names the nearest.
     """
     return unflatten(rename(flatten(tree), FROM_OPENPI))
 
@@ -81,12 +81,12 @@ def without_value_leaves(tree: dict[str, Any]) -> dict[str, Any]:
     """Returns what `with_value_leaves` was given.
 
     Raises:
-        KeyError: the root is not `params`, or a leaf is not under `value`.
+        ValueError: the root is not `params`, or a leaf is not under `value`.
     """
     if set(tree) != {"params"}:
-        raise KeyError(f"expected the one root 'params'; got {sorted(tree)}")
+        raise ValueError(f"expected the one root 'params'; got {sorted(tree)}")
     leaves = flatten(tree["params"])
     wrong = [path for path in leaves if not path.endswith("/value")]
     if wrong:
-        raise KeyError(f"expected every leaf under 'value', as openpi writes NNX parameters; got {wrong[:4]}")
+        raise ValueError(f"expected every leaf under 'value', as openpi writes NNX parameters; got {wrong[:4]}")
     return unflatten({path.removesuffix("/value"): leaf for path, leaf in leaves.items()})

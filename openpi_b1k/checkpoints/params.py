@@ -14,7 +14,7 @@ from openpi_b1k.typing import Params, PyTree
 logger = logging.getLogger(__name__)
 
 ROOT, VALUE = "params", "value"
-WeightsKind = Literal["acting", "live"]
+WeightsKind = Literal["ema", "live"]
 
 # Which flags decide a parameter's shape, told by the beginning of its name; the first that fits counts.
 SHAPE_FLAGS = (
@@ -29,7 +29,12 @@ SHAPES_SHOWN = 6
 
 
 def load_params(
-    address: str | pathlib.Path, abstract: Params, shardings: PyTree, *, kind: WeightsKind = "acting"
+    address: str | pathlib.Path,
+    abstract: Params,
+    shardings: PyTree,
+    *,
+    kind: WeightsKind = "ema",
+    log_level: int = logging.INFO,
 ) -> Params:
     """Returns the parameters stored at `address`, each read straight into its shards.
 
@@ -37,23 +42,23 @@ def load_params(
         address: a checkpoint's directory or its params directory; a local path or what `paths.fetch` takes.
         abstract: the parameters to read, ShapeDtypeStructs under our names. Arrays are cast to their dtypes.
         shardings: a sharding for each.
-        kind: the weights to act with, which are the moving average where the run kept one, or the live ones.
+        kind: `ema` reads the weights to act with, the moving average where the run kept one; `live` the others.
+        log_level: of the table of rules and how many arrays each of them named.
 
     Raises:
         FileNotFoundError: there are no weights at `address`.
-        KeyError: the stored parameters are not the model's; the message names the nearest.
-        ValueError: a stored parameter has another shape.
+        ValueError: the stored parameters are not the model's, the message names the nearest, or one has another shape.
     """
     directory = find_params(paths.fetch(str(address)), kind)
     stored = orbax_tree.shapes(directory)
     if ROOT not in stored:
-        raise KeyError(f"{directory} has no root {ROOT!r}, under which openpi stores weights; got {sorted(stored)}")
+        raise ValueError(f"{directory} has no root {ROOT!r}, under which openpi stores weights; got {sorted(stored)}")
     has_value_leaves = all(path.endswith(f"/{VALUE}") for path in flatten(stored[ROOT]))
     theirs = _without_root(stored, has_value_leaves)
     found, expected = flatten(openpi_rules.from_openpi(theirs)), flatten(abstract)
     require_same_keys(found, expected, str(directory))
     _require_same_shapes(found, expected, directory)
-    _log_rules(directory, list(flatten(theirs)))
+    _log_rules(directory, list(flatten(theirs)), log_level)
 
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
@@ -64,7 +69,7 @@ def load_params(
     return openpi_rules.from_openpi(_without_root(restored, has_value_leaves))
 
 
-def find_params(path: pathlib.Path, kind: WeightsKind = "acting") -> pathlib.Path:
+def find_params(path: pathlib.Path, kind: WeightsKind = "ema") -> pathlib.Path:
     """Returns the directory of the Orbax item that holds the weights.
 
     Args:
@@ -72,19 +77,23 @@ def find_params(path: pathlib.Path, kind: WeightsKind = "acting") -> pathlib.Pat
         kind: as for `load_params`.
 
     Raises:
-        FileNotFoundError: there are no weights at `path`.
+        FileNotFoundError: there are no weights at `path`, or `kind` is live and the checkpoint has lost them.
     """
     directory = path / "params" if (path / "params" / "_METADATA").is_file() else path
     if not (directory / "_METADATA").is_file():
-        steps = contents.completed_checkpoints(path)
         hint = "give a checkpoint's directory or its params directory"
-        if steps:
-            hint = f"it is a run's directory; give one of its checkpoints, such as {path / str(steps[-1])}"
+        if contents.completed_checkpoints(path):
+            hint = contents.which_checkpoint(path)
         raise FileNotFoundError(f"no weights at {path}: {hint}")
     train_state = directory.parent / "train_state"
-    if kind == "live" and (train_state / "_METADATA").is_file() and ROOT in orbax_tree.shapes(train_state):
-        return train_state
-    return directory
+    if kind == "ema":
+        return directory
+    if not (train_state / "_METADATA").is_file():
+        raise FileNotFoundError(
+            f"{directory.parent} has no train_state/, so whether {directory.name}/ holds live weights or a moving "
+            "average cannot be told; give a checkpoint that has it"
+        )
+    return train_state if ROOT in orbax_tree.shapes(train_state) else directory
 
 
 def _without_root(item: dict[str, Any], has_value_leaves: bool) -> dict[str, Any]:
@@ -108,8 +117,8 @@ def _flags(name: str) -> str:
     return next((flags for start, flags in SHAPE_FLAGS if name.startswith(start)), "--model.*")
 
 
-def _log_rules(directory: pathlib.Path, keys: list[str]) -> None:
+def _log_rules(directory: pathlib.Path, keys: list[str], level: int) -> None:
     """Logs how many stored keys each rule matched."""
     counts = [(rule, sum(rule.apply(key) is not None for key in keys)) for rule in openpi_rules.FROM_OPENPI]
     lines = "".join(f"\n  {count} x {rule.source} -> {rule.target}" for rule, count in counts)
-    logger.info("weights: %d arrays of %s, each by one rule:%s", len(keys), directory, lines)
+    logger.log(level, "weights: %d arrays of %s, each by one rule:%s", len(keys), directory, lines)

@@ -39,15 +39,14 @@ def rename(leaves: Mapping[str, Leaf], rules: Sequence[Rule]) -> dict[str, Leaf]
     """Returns the same leaves under the names the rules give them.
 
     Raises:
-        KeyError: a key matches no rule.
-        ValueError: a key matches several rules, or two keys get the same name.
+        ValueError: a key matches no rule or several, or two keys get the same name.
     """
     renamed: dict[str, Leaf] = {}
     sources: dict[str, str] = {}
     for key, leaf in leaves.items():
         matches = [(rule, target) for rule in rules if (target := rule.apply(key)) is not None]
         if not matches:
-            raise KeyError(f"no rule for {key!r}; nearest rules: {nearest(key, [rule.source for rule in rules])}")
+            raise ValueError(f"no rule for {key!r}; nearest rules: {nearest(key, [rule.source for rule in rules])}")
         if len(matches) > 1:
             raise ValueError(
                 f"{key!r} matches {len(matches)} rules, expected exactly one: {[rule.source for rule, _ in matches]}"
@@ -63,14 +62,14 @@ def require_same_keys(found: Iterable[str], expected: Iterable[str], where: str)
     """Checks that two sets of leaf names are equal.
 
     Raises:
-        KeyError: a name is missing or is too many; the message gives the nearest name of the other set.
+        ValueError: a name is missing or is too many; the message gives the nearest name of the other set.
     """
     found, expected = set(found), set(expected)
     problems = [f"missing {key!r} (nearest: {nearest(key, found - expected)})" for key in sorted(expected - found)]
     problems += [f"unknown {key!r} (nearest: {nearest(key, expected - found)})" for key in sorted(found - expected)]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise KeyError(f"{where} does not hold the expected parameters: {shown}")
+        raise ValueError(f"{where} does not hold the expected parameters: {shown}")
 
 
 def nearest(key: str, names: Iterable[str]) -> str:

@@ -69,11 +69,11 @@ class DataConfig:
     num_workers: int = 8
     """Processes that read and decode; 0 reads in a thread of the training process."""
     prefetch: int = 2
-    """Batches kept ready per worker, or in the thread."""
+    """Batches kept ready on the devices, and as many more by each worker."""
     frame_cache_gib: float = 0.0
     """Memory for decoded frames, shared by the data set's readers of one process; 0 decodes every time."""
     sample_demos: int = 0
-    """Demonstrations the sample world makes (source sample only)."""
+    """Demonstrations the sample world makes (source sample only); with `root` set, none are made."""
 
     __pydantic_config__ = FORBID_EXTRA
 

@@ -31,6 +31,11 @@ class GemmaConfig:
         require_positive(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim must be even, as positions turn pairs of entries; got {self.head_dim}, the nearest are "
+                f"{self.head_dim - 1 or 2} and {self.head_dim + 1}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +100,11 @@ class ModelConfig:
                     f"vlm and action_expert share one attention, so {name} must be equal; "
                     f"got {getattr(vlm, name)} and {getattr(expert, name)}"
                 )
+        if expert.width % 2:
+            raise ValueError(
+                f"action_expert.width must be even, for sines and cosines of the flow time; got {expert.width}, the "
+                f"nearest are {expert.width - 1 or 2} and {expert.width + 1}"
+            )
         if self.image_size % self.vision.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} must be a multiple of vision.patch_size {self.vision.patch_size}"

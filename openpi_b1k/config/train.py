@@ -19,7 +19,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 1e-10
-    """Applied to matrices only; biases, norms and embeddings of rank 1 are left alone."""
+    """Applied to everything but biases and norm scales."""
     clip_norm: float = 1.0
 
     __pydantic_config__ = FORBID_EXTRA
@@ -61,7 +61,7 @@ class CheckpointConfig:
     keep_last: int = 1
     """Newest checkpoints kept."""
     keep_every: int | None = 5000
-    """Checkpoints at multiples of this are kept for good; None keeps only the newest."""
+    """Checkpoints at multiples of this are kept for good; None keeps only the newest `keep_last`."""
 
     __pydantic_config__ = FORBID_EXTRA
 
@@ -91,6 +91,8 @@ class TrainConfig:
     """Delete an existing run of that name first."""
     weights: str = PI05_BASE
     """Initial weights: the params directory of an openpi or openpi_b1k checkpoint, or none for random ones."""
+    weights_kind: Literal["ema", "live"] = "ema"
+    """Of a checkpoint with a moving average: that, which is what it acts with, or the live weights."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -113,7 +115,7 @@ class TrainConfig:
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "openpi_b1k"
     rollouts: int = 0
-    """Episodes of the sample world played after training (data source sample only)."""
+    """Episodes of the sample world, over all its tasks, played after training (data source sample only)."""
 
     __pydantic_config__ = FORBID_EXTRA
 
@@ -135,4 +137,9 @@ class TrainConfig:
             raise ValueError(
                 f"rollouts needs data.source 'sample' and must not be negative; got {self.rollouts} with "
                 f"{self.data.source!r}"
+            )
+        if self.rollouts and self.data.tasks:
+            raise ValueError(
+                f"rollouts play every task of the sample world, but data.tasks names {', '.join(self.data.tasks)}: "
+                "train on all tasks, or give --rollouts 0"
             )

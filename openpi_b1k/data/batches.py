@@ -1,6 +1,7 @@
 """Batches as NumPy arrays, by step: what worker processes make. Must not need jax."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -52,6 +53,12 @@ class BatchSource:
 
     def _sample(self, i: int) -> Sample:
         return self.pipeline(self.dataset[i])
+
+
+def ignore_interrupts(worker: int, num_workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to every process of the run, to the process that trains and saves."""
+    del worker, num_workers  # what grain tells a worker that starts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stack(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ PROPRIO = "observation.state"
 ACTION = "action"
 EPISODE = "episode_index"
 CACHE_BYTES = 512 * 2**20
-"""Kept per process; the files read longest ago go first."""
+"""Kept per process; the files asked for longest ago go first."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

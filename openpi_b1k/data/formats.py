@@ -20,12 +20,11 @@ from openpi_b1k.config.data import DataConfig, Generation
 from openpi_b1k.data.columns import PROPRIO
 from openpi_b1k.data.episodes import EpisodeIndex, Video
 from openpi_b1k.data.prompts import Task, read_json_lines, read_tasks, task_numbers
+from openpi_b1k.robots import r1pro
 from openpi_b1k.robots.layout import Layout
-from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2025, PROPRIO_2026
 
 GENERATIONS: dict[str, Generation] = {"v2.1": "2025", "v3.0": "2026"}
 RECIPES = {"2025": "pi05_b1k", "2026": "pi05_b1k_2026"}
-PROPRIOS = {"2025": PROPRIO_2025, "2026": PROPRIO_2026}
 META_FILES = ("info.json", "tasks.jsonl", "stats.json", "episodes_stats.jsonl")
 """Part of the fingerprint: corrected data come with new statistics under the same lengths."""
 DIGEST_BYTES = 2**20
@@ -46,7 +45,7 @@ class _Episodes:
 
 def proprio_layout(generation: Generation) -> Layout:
     """Returns what the robot of a generation sends as proprio."""
-    return PROPRIOS[generation]
+    return r1pro.PROPRIO[generation]
 
 
 def open_index(root: pathlib.Path, config: DataConfig) -> EpisodeIndex:
@@ -81,12 +80,15 @@ def read_info(root: pathlib.Path, generation: Generation) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it describes another format than the generation's.
+        ValueError: it is not JSON, or describes another format than the generation's.
     """
     path = root / "meta/info.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; --data.root must be the directory that holds meta/, data/ and videos/")
-    info = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}; download it again") from error
     version = info.get("codebase_version")
     found = GENERATIONS.get(version)
     if found is None:
@@ -103,7 +105,7 @@ def read_info(root: pathlib.Path, generation: Generation) -> dict[str, Any]:
 def find_videos(root: pathlib.Path, info: dict[str, Any], cameras: Sequence[str]) -> tuple[Video, ...]:
     """Returns how the data set stores each camera, with the image size it declares."""
     features = info["features"]
-    keys = {camera.name: camera.dataset_keys for camera in CAMERAS}
+    keys = {camera.name: camera.dataset_keys for camera in r1pro.CAMERAS}
     videos = []
     for camera in cameras:
         key = next((key for key in keys[camera] if key in features), None)

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from openpi_b1k.config.train import TrainConfig
-from openpi_b1k.data.batches import BatchSource, Dataset
+from openpi_b1k.data.batches import BatchSource, Dataset, ignore_interrupts
 from openpi_b1k.observation import Batch, Observation
 from openpi_b1k.transforms.base import Transform
 
@@ -140,4 +140,4 @@ def _batches(source: BatchSource, start_step: int, num_workers: int, prefetch: i
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     in_worker = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     steps = grain.MapDataset.source(source).slice(slice(start_step, None))
-    return iter(steps.to_iter_dataset(in_worker).mp_prefetch(options))
+    return iter(steps.to_iter_dataset(in_worker).mp_prefetch(options, worker_init_fn=ignore_interrupts))

@@ -1,1 +1,1 @@
-"""Does it act? Rollouts in the sample world now; the simulator's evaluator talks to the server."""
+"""Does it act, and do we compute what the reference implementations compute?"""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from openpi_b1k.checkpoints.params import WeightsKind
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.sample.environment import SampleEnvironment, mean_demonstration
 from openpi_b1k.sample.world import GOALS, MAX_STEPS
@@ -59,6 +60,7 @@ def evaluate(
     seed: int = 0,
     ablate: Ablation = "none",
     execution_horizon: int | None = None,
+    weights_kind: WeightsKind = "ema",
 ) -> Result:
     """Plays `episodes` unseen layouts, all at once.
 
@@ -68,11 +70,12 @@ def evaluate(
         seed: of layouts and sampling noise.
         ablate: what to take away from the policy.
         execution_horizon: actions executed per chunk; default: all that were predicted.
+        weights_kind: as for `load_params`.
 
     Raises:
         ValueError: the checkpoint was not trained on the sample world, or a number is out of range.
     """
-    policy = Policy.load(checkpoint, seed)
+    policy = Policy.load(checkpoint, seed, weights_kind)
     if policy.config.data.source != "sample":
         raise ValueError(
             f"{checkpoint} was trained on data source {policy.config.data.source!r}; the sample world can only play "
@@ -84,6 +87,13 @@ def evaluate(
         raise ValueError(
             f"episodes must be at least 1 and execution_horizon in [1, {horizon}]; got {episodes} and "
             f"{execution_horizon}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, or layouts of the demonstrations could come up; got {seed}")
+    untrained = [goal.task_name for goal in GOALS if goal.task_name not in policy.prompts]
+    if untrained:
+        raise ValueError(
+            f"{checkpoint} was not trained on {', '.join(untrained)}; all tasks of the sample world are played"
         )
     if ablate == "weights":
         policy.replace_params(jax.jit(Model(policy.config.model).init_params)(jax.random.key(seed)))

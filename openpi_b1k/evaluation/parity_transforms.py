@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from openpi_b1k.config.data import CAMERAS
 from openpi_b1k.data.norm_stats import RunningStats
 from openpi_b1k.evaluation.parity import Comparison, Reference, Results, Skipped, largest_error
 from openpi_b1k.robots.r1pro import r1pro
@@ -13,7 +14,6 @@ from openpi_b1k.transforms.images import resize_with_pad
 from openpi_b1k.transforms.normalize import FieldStats, Normalize, NormStats, Unnormalize
 from openpi_b1k.transforms.tokenize import prompt_text, state_bins
 
-CAMERAS = ("head", "left_wrist", "right_wrist")
 EXACT = 1e-6
 STORED_PROMPT = "turn on the radio"
 

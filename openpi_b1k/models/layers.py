@@ -116,7 +116,7 @@ def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs
     return nnx.split_rngs(splits=depth)(stacked)(rngs)
 
 
-def run_layers(  # noqa: PLR0913  # the last three are options
+def run_layers(
     layers: Layer,
     body: Callable[[Layer, Array, Any], tuple[Any, Callable[[], Array]]],  # Any: pytrees with a leading axis of layers
     x: Array,

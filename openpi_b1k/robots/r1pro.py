@@ -79,6 +79,8 @@ PROPRIO_2026 = Layout(
     )
 )
 
+PROPRIO = {"2025": PROPRIO_2025, "2026": PROPRIO_2026}
+
 SOURCES = (
     ("base", Source("base_qvel")),
     ("torso", Source("trunk_qpos")),

@@ -14,7 +14,7 @@ import tqdm
 from openpi_b1k import paths
 from openpi_b1k.config.data import Generation
 from openpi_b1k.config.train import TrainConfig
-from openpi_b1k.robots.r1pro import PROPRIO_2025, PROPRIO_2026
+from openpi_b1k.robots.r1pro import PROPRIO
 from openpi_b1k.sample import write_2025, write_2026
 from openpi_b1k.sample.recording import goals_by_demo, record
 from openpi_b1k.sample.world import Goal
@@ -22,7 +22,6 @@ from openpi_b1k.sample.world import Goal
 logger = logging.getLogger(__name__)
 
 WRITERS = {"2025": write_2025, "2026": write_2026}
-PROPRIO_LAYOUTS = {"2025": PROPRIO_2025, "2026": PROPRIO_2026}
 EPISODES_PER_FILE = 20
 
 
@@ -88,13 +87,14 @@ def write_file(
     root: pathlib.Path, generation: Generation, goal: Goal, instances: list[int], file_index: int
 ) -> list[dict]:
     """Records and writes some episodes of one goal; returns what `write_meta` needs."""
-    recordings = [record(instance, goal, PROPRIO_LAYOUTS[generation]) for instance in instances]
+    recordings = [record(instance, goal, PROPRIO[generation]) for instance in instances]
     return WRITERS[generation].write_files(root, recordings, file_index)
 
 
 def code_version() -> str:
     """Returns a hash of the code that makes the demonstrations: changed code makes new ones."""
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    package = pathlib.Path(__file__).parents[1]
+    for path in sorted([*package.glob("sample/*.py"), *package.glob("robots/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -3,7 +3,8 @@
 import numpy as np
 
 from openpi_b1k.config.data import Generation
-from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO_2025, PROPRIO_2026
+from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO
+from openpi_b1k.sample.recording import demo_world, goals_by_demo
 from openpi_b1k.sample.render import render
 from openpi_b1k.sample.world import GOALS, Expert, Goal, World
 
@@ -18,7 +19,7 @@ class SampleEnvironment:
         """Lays out episode `episode` of an evaluation seed; the goals take turns."""
         self.goal: Goal = GOALS[episode % len(GOALS)]
         self.world = World(self.goal, (EVALUATION_SEED + seed, episode))
-        self.layout = PROPRIO_2025 if generation == "2025" else PROPRIO_2026
+        self.layout = PROPRIO[generation]
 
     def observation(self) -> dict[str, np.ndarray]:
         """Returns the present observation with the evaluator's keys, shapes and types, unbatched."""
@@ -44,8 +45,8 @@ def mean_demonstration(num_demos: int, num_steps: int) -> np.ndarray:
     Episodes that ended earlier hold their last command.
     """
     total = np.zeros((num_steps, ACTION.size))
-    for instance in range(num_demos):
-        world = World(GOALS[instance % len(GOALS)], (0, instance))
+    for goal, instance in goals_by_demo(num_demos):
+        world = demo_world(goal, instance)
         expert = Expert(world)
         actions = []
         while len(actions) < num_steps and not world.is_over:

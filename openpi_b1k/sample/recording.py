@@ -47,8 +47,7 @@ class Recording:
 
 def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
     """Returns the expert's episode `instance` of a goal."""
-    world = World(goal, (DEMO_SEED, instance))
-    disturb(world, np.random.default_rng((DEMO_SEED, instance, goal.task_index, 1)))
+    world = demo_world(goal, instance)
     expert = Expert(world)
     proprio, actions, frames, pressed_at = [], [], [], -1
     while pressed_at < 0 or len(actions) <= pressed_at + HOLD_STEPS:
@@ -66,6 +65,13 @@ def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
         frames={camera: np.stack([frame[camera] for frame in frames]) for camera in frames[0]},
         pressed_at=pressed_at,
     )
+
+
+def demo_world(goal: Goal, instance: int) -> World:
+    """Returns the world at the start of a demonstration."""
+    world = World(goal, (DEMO_SEED, instance))
+    disturb(world, np.random.default_rng((DEMO_SEED, instance, goal.task_index, 1)))
+    return world
 
 
 def disturb(world: World, rng: np.random.Generator) -> None:

@@ -103,20 +103,19 @@ class World:
         """Returns (x, y) of a gripper on the table, in m."""
         return (self.arms[hand][:2] - ARM_CENTRE[hand]) * METRES_PER_RAD[hand]
 
-    def step(self, action: np.ndarray, layout: Layout = ACTION) -> None:
+    def step(self, action: np.ndarray) -> None:
         """Moves the robot for one environment step of 1/30 s.
 
         Args:
             action: float [23], see `robots/r1pro.py`; base and torso commands are ignored here.
-            layout: the order of `action`.
         """
         for hand in HANDS:
             command = np.array(ARM_REST)
-            command[:2] = action[layout.slice(f"{hand}_arm")][:2]
+            command[:2] = action[ACTION.slice(f"{hand}_arm")][:2]
             delta = np.clip(command - self.arms[hand], -JOINT_SPEED, JOINT_SPEED)
             self.arms[hand] = self.arms[hand] + delta
             self.velocity[hand] = delta * FPS
-            target = FINGER_OPEN if action[layout.slice(f"{hand}_gripper")][0] > 0 else 0.0
+            target = FINGER_OPEN if action[ACTION.slice(f"{hand}_gripper")][0] > 0 else 0.0
             self.fingers[hand] += float(np.clip(target - self.fingers[hand], -FINGER_SPEED, FINGER_SPEED))
             is_settled = np.abs(delta).max() <= PRESS_SPEED
             if is_settled and self.fingers[hand] <= FINGER_CLOSED and self.pressed is None:

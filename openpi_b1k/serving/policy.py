@@ -1,6 +1,7 @@
 """A policy: raw samples in, action chunks out. Everything it needs comes from a checkpoint directory."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 
 from openpi_b1k.checkpoints import contents
-from openpi_b1k.checkpoints.params import load_params
+from openpi_b1k.checkpoints.params import WeightsKind, load_params
+from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Observation
@@ -31,7 +33,7 @@ class Policy:
         tokenizer: Tokenizer,
         *,
         seed: int = 0,
-    ):
+    ) -> None:
         """Compiles nothing yet; the first call of each batch size does.
 
         Args:
@@ -54,8 +56,13 @@ class Policy:
         self._num_calls = 0
 
     @classmethod
-    def load(cls, checkpoint: pathlib.Path | str, seed: int = 0) -> "Policy":
+    def load(cls, checkpoint: pathlib.Path | str, seed: int = 0, weights_kind: WeightsKind = "ema") -> "Policy":
         """Returns the policy of a checkpoint directory (`.../<completed steps>`).
+
+        Args:
+            checkpoint: the directory.
+            seed: of the noise that sampling starts from.
+            weights_kind: as for `load_params`.
 
         Raises:
             FileNotFoundError: the directory, its config or its assets are missing.
@@ -65,7 +72,8 @@ class Policy:
         config, assets = contents.read_config(checkpoint), contents.read_assets(checkpoint)
         abstract = Model(config.model).abstract_params()
         on_first_device = replicated(make_mesh(1, jax.devices()[:1]))
-        params = load_params(str(checkpoint), abstract, jax.tree.map(lambda _: on_first_device, abstract))
+        shardings = jax.tree.map(lambda _: on_first_device, abstract)
+        params = load_params(checkpoint, abstract, shardings, kind=weights_kind, log_level=logging.DEBUG)
         tokenizer = Tokenizer(checkpoint / contents.TOKENIZER_FILE)
         return cls(config, params, assets, tokenizer, seed=seed)
 
@@ -77,6 +85,7 @@ class Policy:
         """Returns one action chunk per raw sample, float32 [n, action horizon, 23], in the robot's units.
 
         Raises:
+            KeyError: a sample lacks a camera, the prompt or the proprio.
             ValueError: a sample does not fit the robot or the model; the message says how.
         """
         inputs = [self._inputs(sample) for sample in samples]
@@ -102,7 +111,7 @@ def to_observation(inputs: Sequence[dict[str, Any]]) -> Observation:
 
 
 @functools.cache
-def compiled_sampler(model_config: Any) -> Callable:  # Any: ModelConfig; functools.cache needs it hashable, which it is
+def compiled_sampler(model_config: ModelConfig) -> Callable:
     """Returns jitted (params, observation, key) -> normalised chunks [b, ah, ad]."""
     model = Model(model_config)
 

@@ -113,5 +113,5 @@ def how_to_continue(training: Training, completed_steps: int) -> str:
     config = training.config
     return (
         f"stopped after {completed_steps} of {config.num_steps} steps, saved in {training.directory}. Continue with "
-        f"the same command and --resume --exp-name {config.exp_name}"
+        f"the same command and --resume --exp-name {config.exp_name}, without --overwrite"
     )

@@ -46,7 +46,7 @@ def decay_mask(params: Params) -> PyTree:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Returns the optimiser of a run: clip by the global norm, then AdamW with decay on matrices only."""
+    """Returns the optimiser of a run: clip by the global norm, then AdamW with decay as `decay_mask` says."""
     adamw: OptimizerConfig = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(adamw.clip_norm),

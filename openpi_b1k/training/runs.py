@@ -22,8 +22,8 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
 NAME_BYTES = 512
 # Fields that say where and how a run is started, not what it computes.
 UNCOMPARED = ("name", "exp_name", "checkpoint_dir", "resume", "overwrite")
-# What a checkpoint is made of. `model.remat` only trades memory for time, so it may change.
-FIXED = ("model.",)
+# What a checkpoint is made of: sizes, and what its numbers mean. `model.remat` only trades memory for time.
+FIXED = ("model.", "data.generation", "data.transforms.")
 FREE = ("model.remat",)
 
 
@@ -34,6 +34,8 @@ class Run:
     directory: pathlib.Path
     last_checkpoint: pathlib.Path | None
     """What a resumed run continues from; None starts anew."""
+    is_overwriting: bool = False
+    """Whether what is in the directory is to be deleted."""
 
 
 def check_batch_size(config: TrainConfig, num_devices: int) -> None:
@@ -73,16 +75,25 @@ def choose(config: TrainConfig) -> Run:
         raise FileExistsError(
             f"{directory} exists; continue it with --resume, replace it with --overwrite, or choose another --exp-name"
         )
-    return Run(directory, None)
+    return Run(directory, None, config.overwrite)
 
 
 def create(run: Run) -> None:
-    """Makes the run's directory, deleting what is there: call it when everything else has been checked."""
+    """Makes the run's directory, deleting what is there if asked: call it when everything else has been checked.
+
+    Raises:
+        FileExistsError: another run has made it since `choose` looked.
+    """
     if jax.process_index() == 0:
-        if run.directory.exists():
+        if run.is_overwriting and run.directory.exists():
             logger.warning("deleting %s, as --overwrite asks", run.directory)
             shutil.rmtree(run.directory)
-        run.directory.mkdir(parents=True)
+        try:
+            run.directory.mkdir(parents=True)
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"another run has just made {run.directory}; give this one a name of its own with --exp-name"
+            ) from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run directory")
 

@@ -64,14 +64,12 @@ def start(config: TrainConfig, data: TrainingData) -> Training:
 
     Raises:
         ValueError: devices, batch, name, weights or checkpoint do not fit the config.
-        KeyError: the weights are of another kind of model.
         FileExistsError: the run exists, and the config neither resumes nor overwrites it.
         FileNotFoundError: there is nothing to resume, or no weights where the config says.
         ConnectionError: the weights cannot be downloaded.
     """
     mesh = sharding.make_mesh(config.fsdp)
     runs.check_batch_size(config, mesh.size)
-    check_vocabulary(config, data)
     run = runs.choose(config)
     config = dataclasses.replace(config, exp_name=run.directory.name)
     model, optimizer = Model(config.model, mesh), make_optimizer(config)
@@ -83,24 +81,12 @@ def start(config: TrainConfig, data: TrainingData) -> Training:
     if config.weights == "none":
         training.state = random_state(model, optimizer, config, abstract)
     else:
-        params = load_params(config.weights, abstract.params, shardings_of(abstract.params))
+        params = load_params(
+            config.weights, abstract.params, shardings_of(abstract.params), kind=config.weights_kind
+        )
         training.state = state_from_params(params, optimizer, config, abstract)
     runs.create(run)
     return training
-
-
-def check_vocabulary(config: TrainConfig, data: TrainingData) -> None:
-    """Checks that the model has an embedding for every token.
-
-    Raises:
-        ValueError: it has too few.
-    """
-    needed = data.tokenizer.vocab_size
-    if needed > config.model.vocab_size:
-        raise ValueError(
-            f"--model.vocab-size {config.model.vocab_size} must be at least the tokenizer's {needed} "
-            f"({config.data.transforms.tokenizer})"
-        )
 
 
 def _resumed(training: Training, abstract: TrainState, checkpoint: pathlib.Path) -> Training:

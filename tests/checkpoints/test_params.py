@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -68,6 +69,13 @@ def test_the_live_weights_are_openpis_train_state(data_dir):
         np.testing.assert_array_equal(live[name], value * 2, err_msg=name)
 
 
+def test_live_weights_are_not_guessed(data_dir, tmp_path):
+    shutil.copytree(data_dir / "openpi_checkpoint" / "7" / "params", tmp_path / "params")
+    assert find_params(tmp_path) == tmp_path / "params"
+    with pytest.raises(FileNotFoundError, match=r"has no train_state/, so whether params/ holds live weights"):
+        find_params(tmp_path, "live")
+
+
 def test_weights_without_value_leaves_are_read_and_cast(data_dir, tmp_path):
     weights = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), halves(data_dir))
     item = {"params": openpi_rules.to_openpi(weights)}
@@ -96,11 +104,11 @@ def test_parameters_that_are_not_the_models_are_refused(data_dir, tmp_path):
         checkpointer.save(tmp_path / "less", {"params": theirs})
         checkpointer.save(tmp_path / "more", {"params": theirs | {"state_proj": {"kernel": np.zeros(3)}}})
         checkpointer.save(tmp_path / "else", {"model": theirs})
-    with pytest.raises(KeyError, match=r"missing 'suffix/action_in_proj/bias'"):
+    with pytest.raises(ValueError, match=r"missing 'suffix/action_in_proj/bias'"):
         load(tmp_path / "less")
-    with pytest.raises(KeyError, match=r"no rule for 'state_proj/kernel'"):
+    with pytest.raises(ValueError, match=r"no rule for 'state_proj/kernel'"):
         load(tmp_path / "more")
-    with pytest.raises(KeyError, match=r"has no root 'params'.*'model'"):
+    with pytest.raises(ValueError, match=r"has no root 'params'.*'model'"):
         load(tmp_path / "else")
 
 

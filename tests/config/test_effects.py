@@ -31,6 +31,7 @@ EFFECTS = {
     "resume": (views.run_directory, True, {"exp_name": "old"}),
     "overwrite": (views.run_directory, True, {"exp_name": "old"}),
     "weights": (views.initial_weights, "/some/params", {}),
+    "weights_kind": (views.initial_weights, "live", {"weights": "/some/params"}),
     **{
         f"model.vision.{name}": (views.vision, value, {})
         for name, value in {"width": 64, "depth": 2, "mlp_dim": 32, "num_heads": 4, "patch_size": 7}.items()

@@ -71,6 +71,7 @@ NAN = float("nan")
 REFUSALS = [
     (GEMMA_TINY, {"width": 0}, "width must be at least 1; got 0"),
     (GEMMA_TINY, {"num_heads": 3, "num_kv_heads": 2}, "num_heads 3 must be a multiple of num_kv_heads 2"),
+    (GEMMA_TINY, {"head_dim": 15}, "head_dim must be even, as positions turn pairs of entries; got 15, the nearest"),
     (SIGLIP_TINY, {"depth": -1}, "depth must be at least 1; got -1"),
     (SIGLIP_TINY, {"num_heads": 5}, "vision width 32 must be a multiple of its num_heads 5"),
     (ModelConfig(), {"action_dim": 0}, "action_dim must be at least 1; got 0"),
@@ -83,6 +84,11 @@ REFUSALS = [
         )
         for name, vlm, value in [("depth", 18, 4), ("num_heads", 8, 4), ("head_dim", 256, 128)]
     ],
+    (
+        ModelConfig(),
+        {"action_expert": dataclasses.replace(ModelConfig().action_expert, width=1023)},
+        "action_expert.width must be even, for sines and cosines of the flow time; got 1023, the nearest are 1022 and",
+    ),
     (ModelConfig(), {"image_size": 225}, "image_size 225 must be a multiple of vision.patch_size 14"),
     (
         TransformConfig(),
@@ -125,6 +131,11 @@ REFUSALS = [
     (TrainConfig(), {"resume": True, "overwrite": True}, "resume continues a run and overwrite deletes it"),
     (TrainConfig(), {"num_steps": 1000}, "schedule.warmup_steps 1000 must be below num_steps 1000"),
     (TrainConfig(), {"rollouts": 50}, "rollouts needs data.source 'sample' and must not be negative; got 50 with 'b1k"),
+    (
+        TrainConfig(data=DataConfig(source="sample", sample_demos=4)),
+        {"rollouts": 4, "data": DataConfig(source="sample", sample_demos=4, tasks=("a", "b"))},
+        "rollouts play every task of the sample world, but data.tasks names a, b: train on all tasks, or give",
+    ),
     (TrainConfig(), {"seed": -1}, "seed must lie in [0, 2**32); got -1"),
     (TrainConfig(), {"rollouts": -1}, "rollouts needs data.source 'sample' and must not be negative; got -1"),
 ]
@@ -141,7 +152,7 @@ def test_what_is_impossible_is_refused(config, changes, message):
 @pytest.mark.parametrize(
     "config",
     [
-        GemmaConfig(width=1, depth=1, mlp_dim=1, num_heads=1, num_kv_heads=1, head_dim=1),
+        GemmaConfig(width=1, depth=1, mlp_dim=1, num_heads=1, num_kv_heads=1, head_dim=2),
         SiglipConfig(width=1, depth=1, mlp_dim=1, num_heads=1, patch_size=1),
         TransformConfig(clip_normalized=None, cameras=("right_wrist", "head"), delta_fields=("torso",)),
         DataConfig(source="sample", sample_demos=1, num_workers=0, prefetch=1),

@@ -188,7 +188,7 @@ def plan(config):
 def initial_weights(config):
     """Returns where the first parameters come from: an address, or `random`."""
     drawn = mock.patch.object(start, "random_state", return_value="random")
-    read = mock.patch.object(start, "load_params", lambda address, *_: address)
+    read = mock.patch.object(start, "load_params", lambda address, *_, kind: (address, kind))
     kept = mock.patch.object(start, "state_from_params", lambda params, *_: params)
     with tempfile.TemporaryDirectory() as directory, drawn, read, kept:
         config = dataclasses.replace(config, checkpoint_dir=directory)

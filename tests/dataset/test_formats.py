@@ -120,6 +120,9 @@ def test_an_unknown_version_is_refused(copies):
     edit_json(root / "meta/info.json", codebase_version="v2.0")
     with pytest.raises(ValueError, match=r"codebase_version 'v2.0'; this reader knows v2.1 \(2025\) or v3.0 \(2026\)"):
         open_index(root, make_config("2025", None).data)
+    (root / "meta/info.json").write_text('{"codebase_')
+    with pytest.raises(ValueError, match=r"info\.json is not JSON: .*; download it again"):
+        open_index(root, make_config("2025", None).data)
 
 
 def test_missing_meta_files_are_refused(copies, generation, tmp_path):

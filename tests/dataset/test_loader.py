@@ -1,6 +1,9 @@
 """Batches: the same for any number of workers, any start step and any split over processes."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 import threading
 import time
 
@@ -113,7 +116,12 @@ def test_workers_make_the_same_batches_and_report_errors(data_dir, sharding):
     expected = load(data, config, sharding, 0, 4)
     failing = FailingAt(data.dataset, bad)
     with Loader(failing, data.pipeline, with_workers, sharding, 1) as loader:
-        assert_same([next(loader) for _ in range(3)], expected[1:])
+        batches = [next(loader)]
+        workers = multiprocessing.active_children()
+        assert len(workers) >= 2
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does; the process that trains decides what it means
+        assert_same([*batches, next(loader), next(loader)], expected[1:])
         with pytest.raises(ValueError, match=f"sample {bad} is bad"):
             next(loader)
         with pytest.raises(RuntimeError, match="this loader is closed"):

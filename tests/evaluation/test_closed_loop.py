@@ -172,6 +172,17 @@ def test_numbers_out_of_range_are_refused(sample_checkpoint, episodes, execution
         evaluate(sample_checkpoint, episodes=episodes, execution_horizon=execution_horizon)
 
 
+def test_a_negative_seed_and_a_task_that_was_not_trained_are_refused(sample_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="seed must not be negative"):
+        evaluate(sample_checkpoint, episodes=NUM, seed=-1_000_000)
+    copy = shutil.copytree(sample_checkpoint, tmp_path / "1")
+    prompts = json.loads((copy / contents.PROMPTS_FILE).read_text())
+    del prompts["press_blue_button_with_left_gripper"]
+    (copy / contents.PROMPTS_FILE).write_text(json.dumps(prompts))
+    with pytest.raises(ValueError, match="was not trained on press_blue_button_with_left_gripper; all tasks of"):
+        evaluate(copy, episodes=NUM)
+
+
 def test_the_script_ends_with_the_rate_and_writes_the_outcomes(sample_checkpoint, tmp_path, capsys):
     file = tmp_path / "new" / "result.json"
     assert script.run(script.ClosedLoop(sample_checkpoint, episodes=NUM, ablate="demonstration", json=file)) == 0

@@ -93,6 +93,9 @@ def test_a_missing_camera_is_refused(sample_checkpoint):
 def test_no_checkpoint_is_refused(tmp_path, sample_checkpoint):
     with pytest.raises(FileNotFoundError, match=r"no config at .*nowhere/config\.json"):
         Policy.load(tmp_path / "nowhere")
+    run = re.escape(str(sample_checkpoint.parent))
+    with pytest.raises(FileNotFoundError, match=rf"give one of its checkpoints \(1\), such as {run}/1$"):
+        Policy.load(sample_checkpoint.parent)
     copy = shutil.copytree(sample_checkpoint, tmp_path / "1")
     (copy / contents.TOKENIZER_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*tokenizer\.model; a checkpoint of openpi_b1k has one"):

@@ -57,6 +57,14 @@ def test_overwrite_deletes_only_when_the_run_is_created(config, tmp_path):
     assert kept.exists()
 
 
+def test_nothing_is_deleted_that_was_not_to_be(config, tmp_path):
+    run = runs.choose(dataclasses.replace(config, exp_name="radio"))
+    kept = make_checkpoint(tmp_path, "radio", 10, 1.0)  # by another process, meanwhile
+    with pytest.raises(FileExistsError, match=r"another run has just made .*radio; .* with --exp-name"):
+        runs.create(run)
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "", "-x", ".hidden"])
 def test_a_name_that_is_no_directory_name_is_refused(config, name):
     with pytest.raises(ValueError, match="--exp-name must match"):
