@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
+import shutil
 import threading
 
 import av
@@ -379,12 +380,15 @@ def test_the_slower_of_two_takes_the_other_ones(tmp_path, monkeypatch):
 def test_other_code_makes_other_data(monkeypatch, tmp_path):
     before = demos.code_version()
     assert before == demos.code_version()
-    for path in pathlib.Path(demos.__file__).parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(demos, "__file__", str(tmp_path / "demos.py"))
+    package = pathlib.Path(demos.__file__).parents[1]
+    for room in ("sample", "robots"):
+        shutil.copytree(package / room, tmp_path / room)
+    monkeypatch.setattr(demos, "__file__", str(tmp_path / "sample" / "demos.py"))
     assert demos.code_version() == before
-    (tmp_path / "world.py").write_text("# slower arms\n")
-    assert demos.code_version() != before
+    (tmp_path / "sample" / "world.py").write_text("# slower arms\n")
+    slower = demos.code_version()
+    (tmp_path / "robots" / "r1pro.py").write_text("# another layout\n")
+    assert len({before, slower, demos.code_version()}) == 3
 
 
 def test_a_config_is_given_its_data(monkeypatch, tmp_path):

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 
 from openpi_b1k.robots.r1pro import PROPRIO_2025, PROPRIO_2026
-from openpi_b1k.sample.recording import DEMO_SEED, HOLD_STEPS, encode_video, goals_by_demo, record
+from openpi_b1k.sample.recording import (
+    HOLD_STEPS,
+    NEAR,
+    SHARE_CLOSED,
+    SHARE_NEAR,
+    demo_world,
+    encode_video,
+    goals_by_demo,
+    record,
+)
 from openpi_b1k.sample.render import SIZES, render
-from openpi_b1k.sample.world import GOALS, World
+from openpi_b1k.sample.world import FINGER_OPEN, GOALS
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +25,7 @@ def recording():
 
 
 def test_row_t_is_what_was_seen_before_action_t(recording):
-    world = World(GOALS[1], (DEMO_SEED, 3))
+    world = demo_world(GOALS[1], 3)
     for t, action in enumerate(recording.actions):
         np.testing.assert_array_equal(recording.proprio[t], world.proprio(PROPRIO_2026))
         for camera, image in render(world).items():
@@ -63,3 +72,13 @@ def test_a_video_has_a_frame_per_row_at_30_per_second(tmp_path):
     assert times == [Fraction(i, 30) for i in range(10)]
     reds = [frame.to_ndarray(format="rgb24")[..., 0].mean() for frame in decoded]
     np.testing.assert_allclose(reds, np.arange(10) * 20, atol=6)
+
+
+def test_some_demonstrations_start_where_a_policy_gets_by_its_own_mistakes():
+    starts = [demo_world(goal, instance) for goal, instance in goals_by_demo(200)]
+    away = [np.linalg.norm(world.hand_position(world.goal.hand) - world.buttons[world.goal.button]) for world in starts]
+    is_near = np.array(away) < NEAR * np.sqrt(2)
+    is_closed = np.array([world.fingers[world.goal.hand] < FINGER_OPEN for world in starts])
+    assert SHARE_NEAR - 0.1 < is_near.mean() < SHARE_NEAR + 0.25  # some come near by chance
+    assert abs(is_closed.mean() - SHARE_CLOSED) < 0.1
+    assert all(world.button_under(world.goal.hand) is None for world in np.array(starts)[is_closed])

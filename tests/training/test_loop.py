@@ -107,7 +107,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_what_it_is_made_of(small_conf
     stop_at(monkeypatch, 2)
     with (
         caplog.at_level(logging.INFO, logger="openpi_b1k"),
-        pytest.raises(InterruptedTraining, match=r"after 2 of 6 steps.* --resume --exp-name run$") as stop,
+        pytest.raises(InterruptedTraining, match=r"after 2 of 6 .* --exp-name run, without --overwrite$") as stop,
     ):
         run(small_config)
     assert stop.value.signal_number == signal.SIGTERM
@@ -132,7 +132,7 @@ def test_a_checkpoint_holds_the_average_to_act_with_and_goes_onto_another_mesh(w
     checkpoint = directory_of(whole) / "6"
     shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), state.params)
     acting, live = (
-        load_params(checkpoint, training.model.abstract_params(), shardings, kind=kind) for kind in ("acting", "live")
+        load_params(checkpoint, training.model.abstract_params(), shardings, kind=kind) for kind in ("ema", "live")
     )
     jax.tree.map(np.testing.assert_array_equal, acting, state.ema_params)
     jax.tree.map(np.testing.assert_array_equal, live, state.params)
