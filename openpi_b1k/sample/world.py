@@ -1,8 +1,8 @@
 """The sample world: a table, a red and a blue button, and the R1 Pro's two grippers above it.
 
-The prompt names a button and a gripper. The named gripper has to close on the named button; closing on the other
-button, or with the other gripper, ends the episode as a failure. Where the buttons are is seen by the cameras and told
-by nothing else.
+The prompt names a button and a gripper. The named gripper has to press the named button: to be closed on it and about
+at rest. Pressing the other button, or with the other gripper, ends the episode as a failure. Where the buttons are is
+seen by the cameras and told by nothing else.
 
     y +0.36 +--------------------+     The first two joints of an arm move its gripper over the table, as a gantry
             |   o red            |     would: x (right) = METRES_PER_RAD[0] * (joint 0 - ARM_CENTRE[0]),
@@ -24,7 +24,7 @@ BUTTONS = ("red", "blue")
 FPS = 30
 
 TOLERANCE = 0.05
-"""Distance in m from a button within which a closing gripper presses it."""
+"""Distance in m from a button within which a closed gripper at rest presses it."""
 HALF_RANGE = 0.31
 """Buttons lie in [-HALF_RANGE, HALF_RANGE] m along both axes: 12.4 tolerances."""
 BUTTON_GAP = 0.14
