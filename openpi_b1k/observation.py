@@ -13,7 +13,7 @@ class Observation:
     """What the policy sees, batched. Images are uint8 up to the model, which maps them to [-1, 1]."""
 
     images: dict[str, Array]
-    """Camera name -> UInt8[b, height, width, 3]."""
+    """Camera name, or segmentation -> UInt8[b, height, width, 3]."""
     image_masks: dict[str, Bool[Array, " b"]]
     """Camera name -> whether the image is there; a missing one moves nothing."""
     state: Float[Array, "b ad"]
@@ -21,6 +21,8 @@ class Observation:
     prompt_tokens: Int[Array, "b t"]
     prompt_mask: Bool[Array, "b t"]
     """Whether a token is part of the prompt, not padding."""
+    point_cloud: Float[Array, "b g p 3"] | None = None
+    """For models that see them: x, y, z in m in the head camera's frame, in `g` groups of `p` points."""
 
 
 @jax.tree_util.register_dataclass

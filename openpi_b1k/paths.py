@@ -35,22 +35,22 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("OPENPI_B1K_CACHE") or "~/.cache/openpi_b1k").expanduser()
 
 
-def data_root(root: str | None, generation: str) -> pathlib.Path:
-    """Returns the directory of a generation's demonstrations.
+def default_data_root(generation: str) -> pathlib.Path:
+    """Returns where a generation's demonstrations are looked for: $OPENPI_B1K_DATA, else a folder of datasets/."""
+    return pathlib.Path(os.environ.get("OPENPI_B1K_DATA") or f"datasets/{generation}-challenge-demos").expanduser()
 
-    Args:
-        root: the directory, or None for $OPENPI_B1K_DATA, else datasets/<generation>-challenge-demos.
-        generation: 2025 or 2026.
+
+def data_root(root: str | None, generation: str) -> pathlib.Path:
+    """Returns the directory of a generation's demonstrations: `root`, or where they are looked for without it.
 
     Raises:
         FileNotFoundError: it is not there; the message shows how to download it.
     """
-    name = f"{generation}-challenge-demos"
-    path = pathlib.Path(root or os.environ.get("OPENPI_B1K_DATA") or f"datasets/{name}").expanduser()
+    path = pathlib.Path(root).expanduser() if root else default_data_root(generation)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"no demonstrations at {path}; download them with `uv run hf download behavior-1k/{name} "
-            f"--repo-type dataset --local-dir {path}`, or say where they are with --data.root or $OPENPI_B1K_DATA"
+            f"no demonstrations at {path}; download them with `uv run scripts/download_dataset.py --generation "
+            f"{generation} --root {path}`, or say where they are with --data.root or $OPENPI_B1K_DATA"
         )
     return path
 

@@ -36,6 +36,7 @@ RULES: dict[str, str | None] = {
     "modulation": None,
     "hidden": None,
     "action": None,
+    "xyz": None,
     "patch_row": None,
     "patch_column": None,
     "color": None,

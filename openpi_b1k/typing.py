@@ -1,7 +1,7 @@
 """Array types and the check that runs them.
 
 Axis letters in shape strings: `b` batch, `ah` action horizon, `ad` action dim, `s` state, `t` tokens, `d` width,
-`n` query heads, `k` key/value heads, `h` head dim, `l` layers, `f` flow samples.
+`n` query heads, `k` key/value heads, `h` head dim, `l` layers, `f` flow samples, `g` groups of `p` points.
 """
 
 from typing import Any, TypeAlias

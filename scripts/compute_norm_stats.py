@@ -1,8 +1,10 @@
 """Prints the statistics that a recipe normalises with: `uv run scripts/compute_norm_stats.py RECIPE [flags]`.
 
 Recipes and flags are those of train.py, which does the same on its first start. Reads parquet files, never a video.
+`--shard I/N` computes one part of each source's; when all N are there, `--merge` puts them together.
 """
 
+import argparse
 import pathlib
 import sys
 
@@ -12,15 +14,12 @@ import configs
 from openpi_b1k.config import cli
 from openpi_b1k.config.train import TrainConfig
 
-USER_ERRORS = (ValueError, FileNotFoundError)
 
-
-def run(config: TrainConfig) -> int:
-    """Computes and prints the statistics, or reads those computed before, and returns the exit status."""
+def run(config: TrainConfig, shard: str | None, *, is_merging: bool) -> int:
+    """Prints the statistics of each source and of the mixture they make, and returns the exit status."""
     # Imported here, so that --help and a refused flag answer at once.
     from openpi_b1k import metrics  # noqa: PLC0415
-    from openpi_b1k.data import norm_stats  # noqa: PLC0415
-    from openpi_b1k.data.open import open_demonstrations  # noqa: PLC0415
+    from openpi_b1k.data import norm_stats, sources  # noqa: PLC0415
     from openpi_b1k.robots.r1pro import r1pro  # noqa: PLC0415
     from openpi_b1k.sample import demos  # noqa: PLC0415
 
@@ -28,20 +27,24 @@ def run(config: TrainConfig) -> int:
     try:
         if config.data.source == "random":
             raise ValueError("random data have fixed statistics; choose a recipe with demonstrations, such as pi05_b1k")
-        if config.data.source == "sample":
-            config = demos.ensure(config)
-        transforms = config.data.transforms
-        robot = r1pro(transforms.state_layout)
-        data = open_demonstrations(config, robot)
-        horizon = config.model.action_horizon
-        stats, path = norm_stats.load_or_compute(data.index, data.columns, transforms, robot, horizon)
-    except USER_ERRORS as error:
+        config = demos.ensure(config) if config.data.source == "sample" else config
+        opened = []
+        for source in config.data.sources:
+            robot = r1pro(source.transforms.state_layout)
+            data = sources.open_demonstrations(source, robot)
+            opened.append(norm_stats.StatsSource(data.index, data.columns, source.transforms, robot, source.weight))
+        is_pooled = config.data.norm_stats_of == "pooled"
+        for text in norm_stats.reports(opened, config.model.action_horizon, shard, is_merging, is_pooled):
+            print(text)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(norm_stats.table(stats, robot, transforms.normalization))
-    print(f"* nearly constant: not divided by its spread\n{path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(cli.parse(configs)))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--shard")
+    parser.add_argument("--merge", action="store_true")
+    own, rest = parser.parse_known_args()
+    sys.exit(run(cli.parse(configs, rest), own.shard, is_merging=own.merge))

@@ -18,6 +18,8 @@ def run(config: TrainConfig) -> int:
     import jax  # noqa: PLC0415
 
     from openpi_b1k import metrics  # noqa: PLC0415
+    from openpi_b1k.data.b1k import BadSampleError  # noqa: PLC0415
+    from openpi_b1k.data.loader import WorkerError  # noqa: PLC0415
     from openpi_b1k.data.open import open_training_data  # noqa: PLC0415
     from openpi_b1k.training.loop import train  # noqa: PLC0415
     from openpi_b1k.training.start import start  # noqa: PLC0415
@@ -36,7 +38,7 @@ def run(config: TrainConfig) -> int:
         return 2
     try:
         checkpoint = train(training)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, BadSampleError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except InterruptedTraining as stop:

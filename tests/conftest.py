@@ -26,14 +26,17 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 
 @pytest.fixture(scope="session")
-def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib.Path]:
-    """Returns a function from a generation to a small data set of the sample world, written once."""
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path]:
+    """Returns a function from a generation to a small data set of the sample world, written once.
+
+    Modalities besides RGB may follow: `sample_root("2025", "depth", "segmentation")`.
+    """
     from tests import sample_cases
 
-    def root(generation: str) -> pathlib.Path:
-        directory = tmp_path_factory.getbasetemp() / f"sample-{generation}"
+    def root(generation: str, *extra: str) -> pathlib.Path:
+        directory = tmp_path_factory.getbasetemp() / "-".join(["sample", generation, *sorted(extra)])
         if not directory.exists():
-            sample_cases.write_data(directory, generation)
+            sample_cases.write_data(directory, generation, ("rgb", *extra))
         return directory
 
     return root
@@ -41,7 +44,7 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pat
 
 @pytest.fixture(scope="session")
 def sample_checkpoint(
-    sample_root: Callable[[str], pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+    sample_root: Callable[..., pathlib.Path], tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
     """Returns a checkpoint of a tiny model after one step on `sample_root("2025")`."""
     from tests import sample_cases

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 
 from configs import debug
-from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, Generation, TransformConfig
+from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, Generation, Modality, TransformConfig
 from openpi_b1k.config.train import ScheduleConfig, TrainConfig
 from openpi_b1k.data.open import open_training_data
 from openpi_b1k.sample import demos
@@ -19,11 +19,11 @@ NUM_DEMOS = 8
 NUM_EPISODES = 4  # in all tests, so that one batch size is compiled
 
 
-def write_data(directory: pathlib.Path, generation: Generation) -> None:
+def write_data(directory: pathlib.Path, generation: Generation, modalities: tuple[Modality, ...] = ("rgb",)) -> None:
     """Writes NUM_DEMOS demonstrations as `demos.write` does, but in this process."""
     files = demos.group_into_files(NUM_DEMOS)
-    episodes = [entry for file in files for entry in demos.write_file(directory, generation, *file)]
-    demos.WRITERS[generation].write_meta(directory, episodes)
+    episodes = [entry for file in files for entry in demos.write_file(directory, generation, file, modalities)]
+    demos.WRITERS[generation].write_meta(directory, episodes, modalities)
 
 
 def tiny_config(directory: pathlib.Path, root: pathlib.Path, generation: Generation) -> TrainConfig:

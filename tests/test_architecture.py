@@ -38,6 +38,8 @@ ROOMS = {
     "serving": {*SHARED, "transforms", "models", "checkpoints"},
     "pytorch": {*SHARED, "models", "checkpoints"},
     "evaluation": {*SHARED, "transforms", "sample", "data", "models", "checkpoints", "serving"},
+    "curation": {*SHARED, "transforms", "data"},
+    "benchmarks": {*SHARED, "transforms", "sample", "data", "curation"},
 }
 ONLY = {("checkpoints", "transforms"): {"transforms.normalize"}}  # of a room, just these modules
 

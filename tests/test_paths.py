@@ -109,10 +109,7 @@ def test_data_root(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         paths.data_root(None, "2025")
     message = str(caught.value)
-    command = (
-        "uv run hf download behavior-1k/2025-challenge-demos --repo-type dataset "
-        "--local-dir datasets/2025-challenge-demos"
-    )
+    command = "uv run scripts/download_dataset.py --generation 2025 --root datasets/2025-challenge-demos"
     assert command in message
     assert "--data.root" in message
     demos.mkdir(parents=True)
@@ -120,7 +117,7 @@ def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENPI_B1K_DATA", str(tmp_path))
     assert paths.data_root(None, "2025") == tmp_path
     assert paths.data_root(str(demos), "2026") == demos
-    with pytest.raises(FileNotFoundError, match=r"no demonstrations at /nowhere; .*2026-challenge-demos"):
+    with pytest.raises(FileNotFoundError, match=r"no demonstrations at /nowhere; .*--generation 2026"):
         paths.data_root("/nowhere", "2026")
 
 

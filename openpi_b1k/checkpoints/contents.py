@@ -31,6 +31,23 @@ NORM_STATS_PATTERN = "assets/*/*/norm_stats.json"
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceInfo:
+    """One data set of a run."""
+
+    name: str
+    fingerprint: str
+    """Of its meta files, the episodes chosen and their windows."""
+    revision: str
+    """Commit it was downloaded from and when, as far as the copy tells."""
+
+    __pydantic_config__ = FORBID_EXTRA
+
+    def __str__(self) -> str:
+        """Returns it as part of a log line."""
+        return f"{self.name}: fingerprint {self.fingerprint}, revision {self.revision}"
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
     """Where a run stood and what it was made from."""
 
@@ -38,11 +55,16 @@ class CheckpointInfo:
     samples_consumed: int
     """Position of the loader: the next sample is this one of the run's order."""
     data_fingerprint: str
+    """Of all data sets of the run."""
     has_ema: bool
     """Whether `params/` holds the moving average, and `train_state/` the live parameters."""
     code_version: str
     saved_at: float = dataclasses.field(default_factory=time.time)
     """Unix time in seconds."""
+    beyond_openpi: tuple[str, ...] = ()
+    """Parts of the model that openpi cannot read."""
+    sources: tuple[SourceInfo, ...] = ()
+    """The data sets of the run, the main one first."""
 
     __pydantic_config__ = FORBID_EXTRA
 
@@ -56,6 +78,16 @@ class Assets:
     """Task name -> prompt."""
     tokenizer: bytes
     """The SentencePiece model file."""
+
+
+def beyond_openpi(config: TrainConfig) -> tuple[str, ...]:
+    """Returns what of a model openpi cannot read, a sentence each; nothing if it can read all."""
+    parts = []
+    if config.model.point_clouds:
+        parts.append("parameters point_cloud/**: openpi has no encoder of point clouds, and refuses them")
+    if "segmentation" in config.data.modalities:
+        parts.append("image segmentation: openpi reads the parameters, but gives its model no such image")
+    return tuple(parts)
 
 
 def norm_stats_file(config: TrainConfig) -> str:

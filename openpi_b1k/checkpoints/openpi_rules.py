@@ -1,5 +1,7 @@
 """Our parameter names and openpi's, one table for both directions. The arrays stay the same: none is reshaped.
 
+The point cloud's encoder, which openpi does not have, keeps our names.
+
 Source of openpi's names: its published checkpoints, `params/` item, at 15a9616.
 """
 
@@ -54,7 +56,10 @@ TO_OPENPI = (
     Rule("suffix/action_out_proj/{kind}", "action_out_proj/{kind}"),
     Rule("suffix/time_mlp_in/{kind}", "time_mlp_in/{kind}"),
     Rule("suffix/time_mlp_out/{kind}", "time_mlp_out/{kind}"),
+    Rule("point_cloud/{layer}/{kind}", "point_cloud/{layer}/{kind}"),
 )
+OURS_ALONE = ("point_cloud",)
+"""Groups of parameters that openpi's models do not have."""
 FROM_OPENPI = tuple(rule.inverse() for rule in TO_OPENPI)
 
 

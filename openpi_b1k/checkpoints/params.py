@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -24,6 +25,7 @@ SHAPE_FLAGS = (
     ("vlm/", "--model.vlm.*"),
     ("action_expert/", "--model.action-expert.*"),
     ("suffix/", "--model.action-dim, --model.action-expert.width"),
+    ("point_cloud/", "--model.vlm.width"),
 )
 SHAPES_SHOWN = 6
 
@@ -34,6 +36,7 @@ def load_params(
     shardings: PyTree,
     *,
     kind: WeightsKind = "ema",
+    draw: Callable[[list[str]], Params] | None = None,
     log_level: int = logging.INFO,
 ) -> Params:
     """Returns the parameters stored at `address`, each read straight into its shards.
@@ -43,6 +46,8 @@ def load_params(
         abstract: the parameters to read, ShapeDtypeStructs under our names. Arrays are cast to their dtypes.
         shardings: a sharding for each.
         kind: `ema` reads the weights to act with, the moving average where the run kept one; `live` the others.
+        draw: returns random parameters of the named groups, placed like the others. It is called for groups that
+            openpi's models do not have, where the stored model has none of them either; None: that is refused.
         log_level: of the table of rules and how many arrays each of them named.
 
     Raises:
@@ -55,18 +60,27 @@ def load_params(
         raise ValueError(f"{directory} has no root {ROOT!r}, under which openpi stores weights; got {sorted(stored)}")
     has_value_leaves = all(path.endswith(f"/{VALUE}") for path in flatten(stored[ROOT]))
     theirs = _without_root(stored, has_value_leaves)
-    found, expected = flatten(openpi_rules.from_openpi(theirs)), flatten(abstract)
+    found = flatten(openpi_rules.from_openpi(theirs))
+    absent = [] if draw is None else _absent_groups(found, abstract)
+    wanted = {name: group for name, group in abstract.items() if name not in absent}
+    expected = flatten(wanted)
     require_same_keys(found, expected, str(directory))
     _require_same_shapes(found, expected, directory)
     _log_rules(directory, list(flatten(theirs)), log_level)
 
     placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        wanted,
+        {name: shardings[name] for name in wanted},
     )
     item = openpi_rules.to_openpi(placed)
     item = openpi_rules.with_value_leaves(item) if has_value_leaves else {ROOT: item}
     restored = orbax_tree.read(directory, item, is_partial=True)
-    return openpi_rules.from_openpi(_without_root(restored, has_value_leaves))
+    params = openpi_rules.from_openpi(_without_root(restored, has_value_leaves))
+    if draw is None or not absent:
+        return params
+    logger.warning("not in %s, so they start from random numbers: %s", directory, ", ".join(absent))
+    return params | draw(absent)
 
 
 def find_params(path: pathlib.Path, kind: WeightsKind = "ema") -> pathlib.Path:
@@ -99,6 +113,15 @@ def find_params(path: pathlib.Path, kind: WeightsKind = "ema") -> pathlib.Path:
 def _without_root(item: dict[str, Any], has_value_leaves: bool) -> dict[str, Any]:
     """Returns an Orbax item's parameters under openpi's names, with or without their value leaves."""
     return openpi_rules.without_value_leaves({ROOT: item[ROOT]}) if has_value_leaves else item[ROOT]
+
+
+def _absent_groups(found: dict[str, Any], abstract: Params) -> list[str]:
+    """Returns the groups that openpi does not have and of which the stored model holds no parameter."""
+    return [
+        group
+        for group in openpi_rules.OURS_ALONE
+        if group in abstract and not any(name.startswith(f"{group}/") for name in found)
+    ]
 
 
 def _require_same_shapes(found: dict[str, Any], expected: dict[str, Any], directory: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ def require_positive(config: object) -> None:
     """Raises ValueError for an int field below 1: every size in this module counts something."""
     for field in dataclasses.fields(config):  # type: ignore[arg-type]  # callers pass dataclasses
         value = getattr(config, field.name)
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"{field.name} must be at least 1; got {value}")
 
 
@@ -80,6 +80,8 @@ class ModelConfig:
     """Width of the action and state vectors of the model; the robot's are zero-padded to it."""
     action_horizon: int = 32
     """Actions predicted per chunk, in environment steps."""
+    point_clouds: bool = False
+    """Whether the model also sees a point cloud (16 prefix tokens), made of the head camera's depth."""
     max_prompt_tokens: int = 224
     """Prompts are padded to this length; one that could be longer is refused at start."""
     num_flow_steps: int = 10

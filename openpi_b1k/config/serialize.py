@@ -40,12 +40,15 @@ def read(path: pathlib.Path) -> TrainConfig:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:  # Any: any config dataclass; values are plain
-    """Returns {dotted name: value} for every leaf field of a config."""
+    """Returns {dotted name: value} for every leaf field of a config; the parts of a mixture are numbered."""
     flat = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for i, part in enumerate(value):
+                flat |= flatten(part, f"{prefix}{field.name}.{i}.")
         else:
             flat[prefix + field.name] = value
     return flat

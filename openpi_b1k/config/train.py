@@ -93,6 +93,9 @@ class TrainConfig:
     """Initial weights: the params directory of an openpi or openpi_b1k checkpoint, or none for random ones."""
     weights_kind: Literal["ema", "live"] = "ema"
     """Of a checkpoint with a moving average: that, which is what it acts with, or the live weights."""
+    norm_stats: str = "data"
+    """Statistics to normalise with: data (computed from it), checkpoint (those of `weights`), or the path of a file or
+    checkpoint that has them."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,119 +1,169 @@
-"""Proprio and actions of an episode, read from parquet and kept in memory up to a bound."""
+"""Proprio and actions of an episode, mapped from column files that are made from parquet on first use."""
 
 import collections
-import dataclasses
+import concurrent.futures
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import shutil
 import threading
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from openpi_b1k.data.episodes import EpisodeIndex
+from openpi_b1k import paths
+from openpi_b1k.data import column_files
+from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.robots.layout import Layout, Robot
 
-PROPRIO = "observation.state"
-ACTION = "action"
-EPISODE = "episode_index"
-CACHE_BYTES = 512 * 2**20
-"""Kept per process; the files asked for longest ago go first."""
+logger = logging.getLogger(__name__)
+
+MAX_MAPS = 256
+"""Column files mapped at once per process; those used longest ago are closed first."""
+LOOKS = 32
+"""Threads that look at files: on a shared file system this takes a millisecond each."""
+SPARE_BYTES = 2**30
+"""Left free on the disk."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of one file."""
-
-    proprio: np.ndarray
-    """float32 [n, p]"""
-    actions: np.ndarray
-    """float32 [n, 23]"""
-    slices: dict[int, slice]
-    """Episode number -> its rows."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return self.proprio.nbytes + self.actions.nbytes
+def proprio_in_use(robot: Robot) -> Layout:
+    """Returns the layout of the proprio that column files hold: the smallest the robot's state can be made from."""
+    needed = {source.proprio_field for _, source in robot.sources}
+    return min((layout for layout in robot.proprios if needed <= set(layout.names)), key=lambda layout: layout.size)
 
 
 class Columns:
-    """Reads proprio and actions by episode. Threads may share one; pickling leaves its memory behind."""
+    """Proprio and actions by episode, of every row whatever the window. Threads may share one; it pickles small."""
 
-    def __init__(self, index: EpisodeIndex, action_size: int, cache_bytes: int = CACHE_BYTES) -> None:
-        """Reads nothing yet; holds at most `cache_bytes` of what it reads, but always one file."""
-        self._index = index
-        self._action_size = action_size
-        self._cache_bytes = cache_bytes
-        self._files: collections.OrderedDict[int, Rows] = collections.OrderedDict()
-        self._held_bytes = 0
+    def __init__(self, index: EpisodeIndex, robot: Robot) -> None:
+        """Reads nothing yet.
+
+        Args:
+            index: of the data set.
+            robot: knows which entries of proprio are in use, and the action's size.
+
+        Raises:
+            ValueError: the robot sends no proprio of the data set's size.
+        """
+        self.index = index
+        self.robot = robot
+        given, used = robot.proprio(index.proprio_size), proprio_in_use(robot)
+        positions = [i for name in used.names for i in range(*given.slice(name).indices(given.size))]
+        self._kept = column_files.Kept(given.size, tuple(positions), robot.action.size)
+        # Other entries in use are other files, so that two versions of a robot's table never share one.
+        key = hashlib.sha256(f"{index.meta_digest} {used} {robot.action.names} {positions}".encode()).hexdigest()[:32]
+        self.directory = paths.cache_dir() / "columns" / key
+        self._maps: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
         """Returns how another process makes one of its own."""
-        return Columns, (self._index, self._action_size, self._cache_bytes)
+        return Columns, (self.index, self.robot)
 
     def episode(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns proprio float32 [n, p] and actions float32 [n, 23] of an episode, by its row in the index.
+        """Returns proprio float32 [n, 25] and actions float32 [n, 23] of all an episode's rows; `row` is the index's.
 
-        They are views of shared memory: copy before you change them.
+        They are read-only views of a mapped file. A file that was not converted before is converted now.
 
         Raises:
-            ValueError: the file does not hold the rows that the meta files promise.
+            FileNotFoundError: the parquet file is missing.
+            ValueError: it does not hold what the meta files promise.
         """
-        file_id = int(self._index.data_ids[row])
-        rows = self._file(file_id)
-        number, length = int(self._index.numbers[row]), int(self._index.lengths[row])
-        where = rows.slices.get(number, slice(0, 0))
-        if where.stop - where.start != length:
-            raise ValueError(
-                f"{self._index.root / self._index.data_files[file_id]} has {where.stop - where.start} rows of episode "
-                f"{number}, but meta/ says {length}; download the file again"
-            )
-        return rows.proprio[where], rows.actions[where]
+        values = self._map(int(self.index.data_ids[row]))
+        first, size = int(self.index.first_rows[row]), len(self._kept.positions)
+        episode = values[first : first + int(self.index.lengths[row])]
+        return episode[:, :size], episode[:, size:]
 
-    def _file(self, file_id: int) -> Rows:
-        with self._lock:
-            if file_id in self._files:
-                self._files.move_to_end(file_id)
-                return self._files[file_id]
-        rows = self._read(file_id)
-        with self._lock:
-            if file_id not in self._files:
-                self._files[file_id] = rows
-                self._held_bytes += rows.nbytes
-            while self._held_bytes > self._cache_bytes and len(self._files) > 1:
-                self._held_bytes -= self._files.popitem(last=False)[1].nbytes
-        return rows
+    def ensure(self) -> None:
+        """Converts every data file of the index that is not converted yet, under a progress bar.
 
-    def _read(self, file_id: int) -> Rows:
-        path = self._index.root / self._index.data_files[file_id]
-        if not path.is_file():
-            raise FileNotFoundError(f"no data file {path}; download it, or choose other tasks with --data.tasks")
-        missing = sorted({EPISODE, PROPRIO, ACTION} - set(pq.read_schema(path).names))
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        table = pq.read_table(path, columns=[EPISODE, PROPRIO, ACTION], use_threads=False)
-        numbers = table[EPISODE].to_numpy()
-        firsts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
-        slices = {
-            int(numbers[first]): slice(int(first), int(stop))
-            for first, stop in zip(firsts, [*firsts[1:], len(numbers)], strict=True)
-        }
-        if len(slices) != len(firsts):
-            raise ValueError(f"{path} holds an episode in several pieces; its rows must be contiguous")
-        return Rows(
-            proprio=_vectors(table[PROPRIO], self._index.proprio_size, f"{PROPRIO} of {path}"),
-            actions=_vectors(table[ACTION], self._action_size, f"{ACTION} of {path}"),
-            slices=slices,
+        Raises:
+            FileNotFoundError: a parquet file is missing.
+            ValueError: one does not hold what the meta files promise; the message says where.
+            OSError: the disk has not enough room.
+        """
+        with concurrent.futures.ThreadPoolExecutor(LOOKS) as pool:
+            files = np.unique(self.index.data_ids).tolist()
+            missing = [file for file, fresh in zip(files, pool.map(self._is_fresh, files), strict=True) if not fresh]
+            rows = list(pool.map(lambda file: column_files.num_rows(self._source(file)), missing))
+        if not missing:
+            return
+        self._check_room(len(missing), sum(rows))
+        by_size = dict(zip(missing, rows, strict=True))
+        bar = tqdm(total=sum(rows), desc="columns", unit=" rows", unit_scale=True, disable=None)
+        with bar, concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            # Files that another process has in hand come last: most of them are done by then.
+            for wait in (False, True):
+                done = pool.map(functools.partial(self._convert, wait=wait), missing)
+                left = []
+                for file, is_there in zip(missing, done, strict=True):
+                    bar.update(by_size[file] if is_there else 0)
+                    left += [] if is_there else [file]
+                missing = left
+
+    def _check_room(self, num_files: int, num_rows: int) -> None:
+        needed = num_rows * self._kept.width * column_files.DTYPE.itemsize
+        self.directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.directory).free
+        logger.info(
+            "columns: %d data files, %d rows, %.3f GB to be written to %s (%.1f GB free)",
+            *(num_files, num_rows, needed / 1e9, self.directory, free / 1e9),
         )
+        if needed + SPARE_BYTES > free:
+            raise OSError(
+                f"columns of {self.index.root} need {needed / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.1f} GB to spare in "
+                f"{self.directory}, where {free / 1e9:.1f} GB are free; make room, or set OPENPI_B1K_CACHE to a "
+                "directory on a larger disk"
+            )
 
+    def _source(self, file: int) -> pathlib.Path:
+        return self.index.root / self.index.data_files[file]
 
-def _vectors(column: pa.ChunkedArray, size: int, what: str) -> np.ndarray:
-    """Returns a column of lists as float32 [n, size]."""
-    lists = column.combine_chunks()
-    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    if lists.null_count or values.size != len(lists) * size:
-        raise ValueError(f"{what} must hold {size} numbers in each of {len(lists)} rows; got {values.size} in all")
-    rows = values.reshape(len(lists), size)
-    if not np.isfinite(rows).all():
-        bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise ValueError(f"{what} has NaN or infinity, first in row {bad}; leave that task out with --data.tasks")
-    return rows
+    def _target(self, file: int) -> pathlib.Path:
+        return self.directory / f"{self.index.data_files[file]}.npy"
+
+    def _is_fresh(self, file: int) -> bool:
+        return column_files.is_fresh(self._source(file), self._target(file))
+
+    def _convert(self, file: int, *, wait: bool) -> bool:
+        check = functools.partial(self._check_runs, file)
+        return column_files.convert(self._source(file), self._target(file), self._kept, check, wait=wait)
+
+    def _map(self, file: int) -> np.ndarray:
+        with self._lock:
+            if file in self._maps:
+                self._maps.move_to_end(file)
+                return self._maps[file]
+        if not self._is_fresh(file):
+            self._convert(file, wait=True)
+        values, runs, _ = column_files.open_columns(self._target(file))
+        self._check_runs(file, runs)
+        with self._lock:
+            self._maps[file] = values
+            while len(self._maps) > MAX_MAPS:
+                self._maps.popitem(last=False)
+        return values
+
+    def _check_runs(self, file: int, runs: np.ndarray) -> None:
+        """Refuses a file in which an episode of the index does not lie where the meta files say."""
+        index, path = self.index, self._source(file)
+        rows = np.flatnonzero(index.data_ids == file)
+        by_number = {number: (first, length) for number, first, length in runs.tolist()}
+        if len(by_number) != len(runs):
+            raise ValueError(f"{path} holds an episode in several pieces; its rows must be contiguous")
+        promised = zip(
+            *(array[rows].tolist() for array in (index.numbers, index.first_rows, index.lengths)), strict=True
+        )
+        for number, first, length in promised:
+            found_first, found = by_number.get(number, (first, 0))
+            if found != length:
+                raise ValueError(
+                    f"{path} has {found} rows of episode {number}, but meta/ says {length}; download the file again"
+                )
+            if found_first != first:
+                raise ValueError(
+                    f"{path} has episode {number} from row {found_first}, but meta/ says from row {first}; download "
+                    "the file and meta/ again"
+                )

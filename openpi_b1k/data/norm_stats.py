@@ -1,166 +1,210 @@
-"""Statistics of exactly what Normalize sees, from parquet alone.
+"""The statistics a run normalises with: computed from exactly what Normalize will see, or those it is told to use.
 
-State: every frame counts once. Actions: every real step of every frame's chunk counts, after the delta transform, and
-steps past an episode's end do not; an action therefore counts once for each chunk that holds it. Mean and standard
-deviation are exact (float64, merged pairwise). Quantiles are exact up to MAX_ROWS vectors; of more, a seeded uniform
-subsample of about MAX_ROWS is kept, which puts q01 and q99 within 0.0003 of their ranks (three standard deviations).
+`statistics/` counts; here is decided which: of the data (each source's own, or pooled over a mixture by weight), of the
+checkpoint whose weights are loaded, or of a file.
 """
 
-import hashlib
-import json
+import dataclasses
 import logging
-import os
 import pathlib
-from collections.abc import Iterator
-
-import numpy as np
-from tqdm import tqdm
+import time
+from collections.abc import Iterator, Sequence
 
 from openpi_b1k import paths
-from openpi_b1k.config.data import Normalization, TransformConfig
+from openpi_b1k.config.data import TransformConfig
+from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.data.columns import Columns
-from openpi_b1k.data.episodes import EpisodeIndex
+from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.data.statistics import store
+from openpi_b1k.data.statistics.compute import Shard, parse_shard, summarise
+from openpi_b1k.data.statistics.report import described
+from openpi_b1k.data.statistics.summary import Summary, pooled
 from openpi_b1k.robots.layout import Robot
-from openpi_b1k.transforms.normalize import FieldStats, NormStats, near_constant
-from openpi_b1k.transforms.pipeline import statistics_pipeline
+from openpi_b1k.transforms.normalize import NormStats
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-"""Part of the cache's key: raise it when the same data would give other numbers."""
-MAX_ROWS = 2_000_000
-BLOCK_FRAMES = 4096
+FILE_NAME = "norm_stats.json"
+PARAMS = "params"
 
 
-class RunningStats:
-    """Statistics of vectors that come in blocks."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class StatsSource:
+    """One source of a mixture, opened."""
 
-    def __init__(self, expected_rows: int, max_rows: int = MAX_ROWS) -> None:
-        """Starts with none.
+    index: EpisodeIndex
+    """The training split, trimmed."""
+    columns: Columns
+    transforms: TransformConfig
+    robot: Robot
+    """With the state layout of `transforms`."""
+    weight: float = 1.0
 
-        Args:
-            expected_rows: vectors that will come; decides what part of them is kept for the quantiles.
-            max_rows: vectors kept for the quantiles, about.
-        """
-        self._keep_part = min(1.0, max_rows / max(expected_rows, 1))
-        self._rng = np.random.default_rng(0)
-        self._kept: list[np.ndarray] = []
-        self._count = 0
-        self._mean = np.zeros(0)
-        self._squares = np.zeros(0)
-
-    def update(self, rows: np.ndarray) -> None:
-        """Adds vectors [n, d]. Source: Chan et al. (1979), pairwise update of mean and sum of squared deviations."""
-        if not len(rows):
-            return
-        mean = rows.mean(axis=0, dtype=np.float64)
-        squares = ((rows - mean) ** 2).sum(axis=0)
-        if self._count:
-            total, shift = self._count + len(rows), mean - self._mean
-            squares = self._squares + squares + shift**2 * (self._count * len(rows) / total)
-            mean = self._mean + shift * (len(rows) / total)
-        self._count, self._mean, self._squares = self._count + len(rows), mean, squares
-        is_kept = slice(None) if self._keep_part == 1 else self._rng.random(len(rows)) < self._keep_part
-        self._kept.append(np.array(rows[is_kept], np.float32))
-
-    def result(self) -> FieldStats:
-        """Returns the statistics of all vectors so far.
-
-        Raises:
-            ValueError: there were none.
-        """
-        if not self._count:
-            raise ValueError("no statistics of no rows; the data set is empty")
-        kept = np.concatenate(self._kept)
-        q01, q99 = np.transpose([np.quantile(column.astype(np.float64), (0.01, 0.99)) for column in kept.T])
-        return FieldStats(mean=self._mean, std=np.sqrt(self._squares / self._count), q01=q01, q99=q99)
+    def place(self, action_horizon: int) -> store.Place:
+        """Returns where the statistics are kept."""
+        return store.place(self.index, self.transforms, action_horizon)
 
 
-def compute(
-    index: EpisodeIndex, columns: Columns, transforms: TransformConfig, robot: Robot, action_horizon: int
-) -> NormStats:
-    """Returns the statistics of a data set, under a progress bar.
+def load_or_compute(source: StatsSource, action_horizon: int) -> tuple[NormStats, pathlib.Path]:
+    """Returns the statistics of a data set and where they are kept: computed the first time, read afterwards."""
+    where = source.place(action_horizon)
+    if where.json.is_file():
+        logger.info("norm stats: %s", where.json)
+        return NormStats.from_json(where.json.read_text()), where.json
+    return keep(where, load_or_summarise(source, action_horizon)), where.json
+
+
+def load_or_summarise(source: StatsSource, action_horizon: int) -> Summary:
+    """Returns the summary that the statistics of a data set are made from, as `load_or_compute` does."""
+    where = source.place(action_horizon)
+    if where.summary.is_file():
+        return Summary.load(where.summary)
+    logger.info("norm stats: computing from %d frames, to be kept in %s", len(source.index), where.json)
+    summary = summarise(source.index, source.robot, source.transforms, action_horizon)
+    summary.save(where.summary)
+    return summary
+
+
+def write_part(source: StatsSource, action_horizon: int, shard: Shard) -> pathlib.Path:
+    """Computes a shard's part of the statistics and returns where it is kept, for `merge_parts`."""
+    path = source.place(action_horizon).part(shard)
+    summarise(source.index, source.robot, source.transforms, action_horizon, shard).save(path)
+    return path
+
+
+def merge_parts(source: StatsSource, action_horizon: int) -> tuple[NormStats, pathlib.Path]:
+    """Returns the statistics that all shards' parts make, and where they are kept.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+    """
+    where = source.place(action_horizon)
+    summary = where.merged()
+    summary.save(where.summary)
+    return keep(where, summary), where.json
+
+
+def keep(where: store.Place, summary: Summary) -> NormStats:
+    """Returns the statistics of a summary, and writes them."""
+    stats = summary.result()
+    store.write(where.json, stats.to_json())
+    return stats
+
+
+def load_or_pool(sources: Sequence[StatsSource], action_horizon: int) -> tuple[NormStats, pathlib.Path]:
+    """Returns the statistics of a mixture, each source weighted by its share of the samples, and where they are kept.
+
+    Raises:
+        ValueError: the sources' transforms give numbers that cannot be put together.
+    """
+    for name in ("state_layout", "delta_fields", "per_step_norm"):
+        values = [getattr(source.transforms, name) for source in sources]
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"the sources of the mixture differ in transforms.{name} ({', '.join(map(str, values))}), so their "
+                "statistics cannot be pooled; give --data.norm-stats-of own"
+            )
+    weights = [source.weight for source in sources]
+    where = store.mixture_place([source.place(action_horizon) for source in sources], weights)
+    if where.json.is_file():
+        logger.info("norm stats of the mixture: %s", where.json)
+        return NormStats.from_json(where.json.read_text()), where.json
+    summaries = [load_or_summarise(source, action_horizon) for source in sources]
+    return keep(where, pooled(zip(summaries, weights, strict=True))), where.json
+
+
+def choose(config: TrainConfig, sources: Sequence[StatsSource]) -> list[NormStats]:
+    """Returns the statistics that each source is normalised with, in order; the log says where they are.
+
+    Raises:
+        FileNotFoundError: `config.norm_stats` says where they are, and they are not there.
+        ValueError: several sets are there, or they do not fit the robot or the chunk.
+    """
+    horizon = config.model.action_horizon
+    if config.norm_stats != "data":
+        path = find_given(config)
+        stats = NormStats.from_json(path.read_text())
+        for source in sources:
+            _check_fits(stats, path, source.robot, horizon)
+        logger.info("norm stats: %s, as --norm-stats %s says", path, config.norm_stats)
+        return [stats] * len(sources)
+    if len(sources) > 1 and config.data.norm_stats_of == "pooled":
+        return [load_or_pool(sources, horizon)[0]] * len(sources)
+    return [load_or_compute(source, horizon)[0] for source in sources]
+
+
+def find_given(config: TrainConfig) -> pathlib.Path:
+    """Returns the norm_stats.json that `config.norm_stats` means: a checkpoint's, or that at a path or address.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several, or the run has no weights whose statistics could be used.
+    """
+    if config.norm_stats == "checkpoint" and config.weights == "none":
+        raise ValueError("--norm-stats checkpoint means those of --weights, which is none; give a path, or data")
+    address = config.weights if config.norm_stats == "checkpoint" else config.norm_stats
+    base = address.rstrip("/")
+    if base.endswith(f"/{PARAMS}"):
+        base = base.removesuffix(f"/{PARAMS}")
+        address = f"{base}/assets"
+    elif config.norm_stats == "checkpoint":
+        address = f"{base}/assets"
+    path = paths.fetch(address)
+    if path.is_file():
+        return path
+    found = [path / FILE_NAME] if (path / FILE_NAME).is_file() else sorted(path.glob(f"**/{FILE_NAME}"))
+    if not found:
+        raise FileNotFoundError(f"no {FILE_NAME} in {path}; give its path with --norm-stats, or --norm-stats data")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise ValueError(f"{path} has norm stats of several data sets: {listed}; give one of them with --norm-stats")
+    return found[0]
+
+
+def _check_fits(stats: NormStats, path: pathlib.Path, robot: Robot, action_horizon: int) -> None:
+    try:
+        shape = stats.for_robot(robot).actions.mean.shape
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(shape) > 1 and shape[0] != action_horizon:
+        raise ValueError(
+            f"{path} has statistics of {shape[0]} action steps; --model.action-horizon is {action_horizon}"
+        )
+
+
+def reports(
+    sources: Sequence[StatsSource], action_horizon: int, shard: str | None, is_merging: bool, is_pooled: bool
+) -> Iterator[str]:
+    """Yields what there is to say of each source's statistics, and of the mixture's, as they are computed.
 
     Args:
-        index: its episodes.
-        columns: reads their proprio and actions.
-        transforms: decides the state and which actions are deltas.
-        robot: with the state layout of `transforms`.
+        sources: at least one.
         action_horizon: actions per chunk.
+        shard: I/N computes and keeps only that part; None the whole.
+        is_merging: put together the parts that shards have computed.
+        is_pooled: several sources share the statistics of their mixture.
+
+    Raises:
+        FileNotFoundError: parts are missing.
+        ValueError: `shard` is not of the form I/N, or given with `is_merging`.
     """
-    pipeline = statistics_pipeline(transforms, robot)
-    state = RunningStats(len(index))
-    actions = RunningStats(count_steps(index.lengths, action_horizon))
-    with tqdm(total=len(index), desc="norm stats", unit=" frames", unit_scale=True, disable=None) as bar:
-        for row in np.lexsort((index.numbers, index.data_ids)).tolist():
-            for block, is_real in chunks(*columns.episode(row), action_horizon):
-                seen = pipeline(block)
-                state.update(seen["state"])
-                actions.update(seen["actions"][is_real])
-                bar.update(len(is_real))
-    return NormStats(state.result(), actions.result())
+    if shard is not None and is_merging:
+        raise ValueError("--shard computes a part and --merge puts parts together; give one of them")
+    for source in sources:
+        start = time.perf_counter()
+        if shard is not None:
+            part = parse_shard(shard)
+            path = write_part(source, action_horizon, part)
+            yield f"{path}\n{_speed(len(part.of(source.index)), start)}"
+            continue
+        stats, path = (merge_parts if is_merging else load_or_compute)(source, action_horizon)
+        text = described(stats, source.robot, source.transforms.normalization)
+        yield f"{text}\n{_speed(len(source.index), start)}\n{path}"
+    if is_pooled and len(sources) > 1 and shard is None:
+        stats, path = load_or_pool(sources, action_horizon)
+        yield f"{described(stats, sources[0].robot, sources[0].transforms.normalization)}\nof the mixture\n{path}"
 
 
-def chunks(
-    proprio: np.ndarray, actions: np.ndarray, action_horizon: int
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields an episode's samples, many at once, {"proprio" [n, p], "actions" [n, ah, a]}, and which steps are real."""
-    steps = np.arange(action_horizon)
-    for first in range(0, len(actions), BLOCK_FRAMES):
-        frames = np.arange(first, min(first + BLOCK_FRAMES, len(actions)))
-        rows = frames[:, None] + steps
-        block = {"proprio": proprio[frames], "actions": actions[np.minimum(rows, len(actions) - 1)]}
-        yield block, rows < len(actions)
-
-
-def count_steps(lengths: np.ndarray, action_horizon: int) -> int:
-    """Returns how many real steps the chunks of episodes of these lengths have.
-
-    An episode of n frames has n chunks; the last one has 1 real step, the one before 2, and so on up to the horizon:
-    with n = 5 and a horizon of 3: 3 + 3 + 3 + 2 + 1 = 12.
-    """
-    short = np.minimum(lengths, action_horizon)
-    return int((lengths * action_horizon - short * action_horizon + short * (short + 1) // 2).sum())
-
-
-def cached_path(index: EpisodeIndex, transforms: TransformConfig, action_horizon: int) -> pathlib.Path:
-    """Returns where the statistics of these data under these transforms are kept; no other setting changes them."""
-    key = {
-        "version": VERSION,
-        "fingerprint": index.fingerprint,
-        "state_layout": transforms.state_layout,
-        "delta_fields": sorted(transforms.delta_fields),
-        "action_horizon": action_horizon,
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return paths.cache_dir() / "norm_stats" / f"{name}.json"
-
-
-def load_or_compute(
-    index: EpisodeIndex, columns: Columns, transforms: TransformConfig, robot: Robot, action_horizon: int
-) -> tuple[NormStats, pathlib.Path]:
-    """Returns the statistics of a data set and where they are kept: computed the first time, read afterwards."""
-    path = cached_path(index, transforms, action_horizon)
-    if path.is_file():
-        logger.info("norm stats: %s", path)
-        return NormStats.from_json(path.read_text()), path
-    logger.info("norm stats: computing from %d frames, to be kept in %s", len(index), path)
-    stats = compute(index, columns, transforms, robot, action_horizon)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(stats.to_json())
-    temporary.replace(path)
-    return stats, path
-
-
-def table(stats: NormStats, robot: Robot, normalization: Normalization) -> str:
-    """Returns the statistics as text, an entry a line; a star marks those too constant to divide by their spread."""
-    guarded = near_constant(stats, robot, normalization)
-    lines = [f"{'':28}{'mean':>12}{'std':>12}{'q01':>12}{'q99':>12}"]
-    for group, fields, layout in (("state", stats.state, robot.state), ("actions", stats.actions, robot.action)):
-        names = [f"{group}.{field.name}[{i}]" for field in layout.fields for i in range(field.size)]
-        rows = zip(names, fields.mean, fields.std, fields.q01, fields.q99, strict=True)
-        for name, *values in rows:
-            mark = " *" if name in guarded else ""
-            lines.append(f"{name:28}" + "".join(f"{value:12.5g}" for value in values) + mark)
-    return "\n".join(lines)
+def _speed(frames: int, start: float) -> str:
+    seconds = time.perf_counter() - start
+    return f"{frames} frames in {seconds:.1f} s ({frames / seconds:.3g} frames/s; less where they were kept before)"

@@ -1,18 +1,18 @@
-"""The one call that turns a config into samples, statistics and the pipeline between them."""
+"""The one call that turns a config into samples, statistics and the pipelines between them."""
 
 import dataclasses
+import hashlib
 import logging
-import pathlib
+from collections.abc import Sequence
+
+import jax
 
 from openpi_b1k import paths
-from openpi_b1k.config.data import DataConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.data import norm_stats, random_samples
-from openpi_b1k.data.b1k import B1kDataset
-from openpi_b1k.data.batches import Dataset
-from openpi_b1k.data.formats import open_index, proprio_layout
+from openpi_b1k.data.mixture import Dataset, Mixture, Source
+from openpi_b1k.data.sources import OpenedSource, data_root, open_source
 from openpi_b1k.robots.layout import Robot
-from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.transforms.base import Transform
 from openpi_b1k.transforms.normalize import NormStats, near_constant
 from openpi_b1k.transforms.pipeline import input_pipeline
@@ -23,18 +23,28 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run trains on, and what a checkpoint keeps of it."""
+    """What a run trains on, and what a checkpoint keeps of it: of a mixture, its main source's."""
 
-    dataset: Dataset
-    pipeline: Transform
-    """Raw sample -> model sample."""
+    mixture: Mixture
+    sources: tuple[OpenedSource, ...]
+    """The main one first."""
     norm_stats: NormStats
     tokenizer: Tokenizer
     prompts: dict[str, str]
-    """Task name -> prompt; the commonest where the data word one task in several ways."""
+    """Task name -> sentence; the commonest where a task has several."""
     fingerprint: str
-    """Of the data set's meta files and chosen episodes."""
+    """Of the meta files, chosen episodes and windows of all sources."""
     robot: Robot
+
+    @property
+    def dataset(self) -> Dataset:
+        """The main source's raw samples by number."""
+        return self.mixture.sources[0].dataset
+
+    @property
+    def pipeline(self) -> Transform:
+        """The main source's raw sample -> model sample."""
+        return self.mixture.sources[0].pipeline
 
 
 def open_training_data(config: TrainConfig) -> TrainingData:
@@ -46,52 +56,33 @@ def open_training_data(config: TrainConfig) -> TrainingData:
         FileNotFoundError: data, or the tokenizer, are not there.
         ValueError: data, config, robot, statistics and tokenizer do not fit together.
     """
-    robot = r1pro(config.data.transforms.state_layout)
-    if config.data.source != "random":
-        data_root(config.data)  # missing data are refused before a tokenizer is downloaded for them
-    tokenizer = Tokenizer(paths.fetch(config.data.transforms.tokenizer))
-    read = _open_random if config.data.source == "random" else _open_demonstrations
-    dataset, stats, prompts, fingerprint = read(config, robot)
-    check_prompts(tokenizer, prompts, robot, config.model.max_prompt_tokens)
-    guarded = near_constant(stats, robot, config.data.transforms.normalization)
-    if guarded:
-        logger.info("nearly constant, so not divided by their spread: %s", ", ".join(guarded))
+    for source in config.data.sources:
+        if source.source != "random":
+            data_root(source)  # missing data are refused before a tokenizer is downloaded for them
+    tokenizers = [Tokenizer(paths.fetch(source.transforms.tokenizer)) for source in config.data.sources]
+    num_readers = jax.process_count() * max(config.data.num_workers, 1)
+    opened = [open_source(source, config, num_readers) for source in config.data.sources]
+    for source, tokenizer in zip(opened, tokenizers, strict=True):
+        check_prompts(tokenizer, source, config.model.max_prompt_tokens)
+    statistics = _statistics(config, opened)
+    drawn = []
+    for source, stats, tokenizer in zip(opened, statistics, tokenizers, strict=True):
+        pipeline = input_pipeline(source.config, config.model, source.robot, stats, tokenizer)
+        drawn.append(Source(source.config.name, source.config.weight, source.dataset, pipeline, source.order))
+    mixture = Mixture(drawn)
+    mixture.log()
     return TrainingData(
-        dataset=dataset,
-        pipeline=input_pipeline(config.data.transforms, config.model, robot, stats, tokenizer),
-        norm_stats=stats,
-        tokenizer=tokenizer,
-        prompts={task: wordings[0] for task, wordings in prompts.items()},
-        fingerprint=fingerprint,
-        robot=robot,
+        mixture=mixture,
+        sources=tuple(opened),
+        norm_stats=statistics[0],
+        tokenizer=tokenizers[0],
+        prompts={task: wordings[0] for task, wordings in opened[0].prompts.items()},
+        fingerprint=combined_fingerprint([source.fingerprint for source in opened]),
+        robot=opened[0].robot,
     )
 
 
-def data_root(config: DataConfig) -> pathlib.Path:
-    """Returns the directory of the config's data set.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: the source is `sample`, and nobody has said where its demonstrations were made.
-    """
-    if config.source == "sample" and config.root is None:
-        raise ValueError("data.root must be set for source 'sample': make the data with `sample.demos.ensure(config)`")
-    return paths.data_root(config.root, config.generation)
-
-
-def open_demonstrations(config: TrainConfig, robot: Robot) -> B1kDataset:
-    """Returns the demonstrations on disk that the config chooses.
-
-    Raises:
-        FileNotFoundError: they are not there.
-        ValueError: they do not fit the config.
-    """
-    index = open_index(data_root(config.data), config.data)
-    horizon, size = config.model.action_horizon, config.model.image_size
-    return B1kDataset(index, robot.action.size, horizon, size, config.data.frame_cache_gib)
-
-
-def check_prompts(tokenizer: Tokenizer, prompts: dict[str, tuple[str, ...]], robot: Robot, max_tokens: int) -> None:
+def check_prompts(tokenizer: Tokenizer, source: OpenedSource, max_tokens: int) -> None:
     """Refuses prompts that are or could become too long.
 
     Raises:
@@ -99,29 +90,44 @@ def check_prompts(tokenizer: Tokenizer, prompts: dict[str, tuple[str, ...]], rob
     """
     named = {
         f"{task} (wording {i + 1})" if i else task: wording
-        for task, wordings in prompts.items()
+        for task, wordings in source.wordings.items()
         for i, wording in enumerate(wordings)
     }
-    tokenizer.check_prompts(named, robot.state.size, max_tokens)
+    tokenizer.check_prompts(named, source.robot.state.size, max_tokens)
 
 
-_Opened = tuple[Dataset, NormStats, dict[str, tuple[str, ...]], str]
+def _statistics(config: TrainConfig, opened: Sequence[OpenedSource]) -> list[NormStats]:
+    """Returns what each source is normalised with, and logs the entries that hardly vary."""
+    given = [
+        norm_stats.StatsSource(
+            index=source.demonstrations.index,
+            columns=source.demonstrations.columns,
+            transforms=source.config.transforms,
+            robot=source.robot,
+            weight=source.config.weight,
+        )
+        for source in opened
+        if source.demonstrations is not None
+    ]
+    chosen = iter(norm_stats.choose(config, given) if given else ())
+    statistics = []
+    for source in opened:
+        if source.demonstrations is not None:
+            stats = next(chosen)
+        elif config.norm_stats == "data":
+            stats = random_samples.random_norm_stats(source.robot)
+        else:
+            raise ValueError(f"random numbers have statistics of their own; got --norm-stats {config.norm_stats}")
+        guarded = near_constant(stats, source.robot, source.config.transforms.normalization)
+        if guarded:
+            names = ", ".join(guarded)
+            logger.info("source %s: nearly constant, so not divided by their spread: %s", source.config.name, names)
+        statistics.append(stats)
+    return statistics
 
 
-def _open_demonstrations(config: TrainConfig, robot: Robot) -> _Opened:
-    dataset = open_demonstrations(config, robot)
-    stats, _ = norm_stats.load_or_compute(
-        dataset.index, dataset.columns, config.data.transforms, robot, config.model.action_horizon
-    )
-    return dataset, stats, dataset.index.prompts_by_task(), dataset.index.fingerprint
-
-
-def _open_random(config: TrainConfig, robot: Robot) -> _Opened:
-    dataset = random_samples.RandomDataset(
-        robot=robot,
-        proprio_size=proprio_layout(config.data.generation).size,
-        action_horizon=config.model.action_horizon,
-        cameras=config.data.transforms.cameras,
-    )
-    prompts = {random_samples.TASK: (random_samples.PROMPT,)}
-    return dataset, random_samples.random_norm_stats(robot), prompts, "random"
+def combined_fingerprint(fingerprints: Sequence[str]) -> str:
+    """Returns the one fingerprint, or of several a hash that their order changes."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:32]

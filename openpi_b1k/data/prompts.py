@@ -1,75 +1,73 @@
-"""Tasks of a data set: number, name and the sentence the policy is told."""
+"""What the policy is told at a frame: the task, the skill under way, or the subtask."""
 
 import dataclasses
-import difflib
-import json
-import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+
+import numpy as np
+
+from openpi_b1k.config.data import PromptLevel
+from openpi_b1k.data.index.annotations import Annotations, annotation_file
+from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.data.index.orchestrators import orchestrator_folder, read_subtasks
+from openpi_b1k.data.index.segments import NONE, Segments, named_episodes
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One line of meta/tasks.jsonl."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptSource:
+    """Prompts by row of an index and frame of the episode. Picklable: workers hold the same small arrays."""
 
-    index: int
-    name: str
-    prompt: str
-    """Empty where the file has none; whoever needs it must refuse then."""
+    index: EpisodeIndex
+    segments: Segments | None
+    """Whose texts are the prompts; None for the task's sentence."""
+
+    def __call__(self, row: int, frame: int) -> str:
+        """Returns the prompt of a frame."""
+        if self.segments is None:
+            return self.index.prompts[self.index.prompt_ids[row]]
+        return self.segments.text(row, frame)
+
+    def wordings(self) -> dict[str, tuple[str, ...]]:
+        """Returns every prompt by task name, that of most frames first."""
+        if self.segments is None:
+            return self.index.prompts_by_task()
+        segments, tasks = self.segments, self.index.tasks[self.segments.rows]
+        frames = segments.stop - segments.first
+        prompts = {}
+        for task in np.unique(self.index.tasks).tolist():
+            totals = np.bincount(segments.kind_ids[tasks == task], frames[tasks == task], len(segments.kinds))
+            order = np.argsort(-totals, kind="stable")
+            texts = (segments.kinds[kind].text for kind in order.tolist() if totals[kind])
+            prompts[self.index.task_names[task]] = tuple(dict.fromkeys(texts))
+        return prompts
 
 
-def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (where it stands, content) of each line that is not blank.
+def open_prompts(index: EpisodeIndex, level: PromptLevel, annotations: Annotations) -> PromptSource:
+    """Returns the prompts of a level: 0 the task's sentence, 1 the skill with its objects, 2 the subtask.
+
+    Args:
+        index: of the data set, after trimming and splitting.
+        level: of the config.
+        annotations: of the index's episodes, and perhaps of more.
 
     Raises:
-        ValueError: a line is not a JSON object.
+        ValueError: an episode has no prompt of that level.
     """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                content = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON: {error}") from error
-            if not isinstance(content, dict):
-                raise ValueError(f"{path}:{number} must be a JSON object; got {line.strip()[:80]}")
-            yield f"{path}:{number}", content
-
-
-def read_tasks(path: pathlib.Path) -> dict[int, Task]:
-    """Returns {task index: task} of a meta/tasks.jsonl.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line lacks the number or the name, or repeats one.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no task list at {path}; it names the tasks and holds their prompts: download it with the data set's meta/"
+    if level == 0:
+        return PromptSource(index, None)
+    if level == 1:
+        segments = annotations.skills.of(index)
+        needed = "skills, which are in annotations/"
+    else:
+        segments = read_subtasks(index)
+        needed = "subtasks, which are in openpi-comet's orchestrators/ and no part of the public data sets"
+    lacking = np.flatnonzero(np.diff(segments.offsets) == 0)
+    if len(lacking):
+        first = int(index.recordings[lacking[0]])
+        path = annotation_file(first) if level == 1 else orchestrator_folder(first)
+        where = "its meta files have no raw_episode_id to find them by" if first == NONE else f"such as {path}"
+        raise ValueError(
+            f"--data.prompt-level {level} needs {needed}; {len(lacking)} of {len(index.numbers)} chosen episodes of "
+            f"{index.root} have none ({where}): {named_episodes(index, lacking)}. Copy them there "
+            "(scripts/download_dataset.py), choose other episodes with --data.tasks or --data.episodes, or give "
+            "--data.prompt-level 0"
         )
-    tasks: dict[int, Task] = {}
-    for where, line in read_json_lines(path):
-        missing = [key for key in ("task_index", "task_name") if key not in line]
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(line)}")
-        task = Task(int(line["task_index"]), line["task_name"], (line.get("task") or "").strip())
-        if task.index in tasks or task.name in {known.name for known in tasks.values()}:
-            raise ValueError(f"{where} repeats task {task.index} or {task.name!r}; each may be listed once")
-        tasks[task.index] = task
-    return tasks
-
-
-def task_numbers(names: Iterable[str], tasks: dict[int, Task], path: pathlib.Path) -> list[int]:
-    """Returns the indices of the named tasks.
-
-    Raises:
-        ValueError: a name is unknown; says which is near.
-    """
-    by_name = {task.name: task.index for task in tasks.values()}
-    for name in names:
-        if name not in by_name:
-            close = difflib.get_close_matches(name, by_name, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known tasks: {', '.join(by_name)}"
-            raise ValueError(f"no task {name!r} in {path}; {hint}")
-    return [by_name[name] for name in names]
+    return PromptSource(index, segments)

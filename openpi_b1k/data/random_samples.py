@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from openpi_b1k.config.data import EXTRA_CAMERA, Modality
 from openpi_b1k.robots.layout import Robot
 from openpi_b1k.transforms.base import Sample
 from openpi_b1k.transforms.normalize import FieldStats, NormStats
@@ -21,6 +22,7 @@ class RandomDataset:
     proprio_size: int
     action_horizon: int
     cameras: tuple[str, ...]
+    modalities: tuple[Modality, ...] = ("rgb",)
     size: int = 1024
     image_size: int = 56
 
@@ -41,16 +43,34 @@ class RandomDataset:
         length = int(rng.integers(1, 2 * self.action_horizon))
         actions = rng.standard_normal((self.action_horizon, self.robot.action.size), np.float32)
         steps = np.arange(self.action_horizon)
+        proprio = rng.standard_normal(self.proprio_size, np.float32)
+        images = {camera: rng.integers(0, 256, shape, np.uint8) for camera in self.cameras}
         return {
-            "proprio": rng.standard_normal(self.proprio_size, np.float32),
-            "images": {camera: rng.integers(0, 256, shape, np.uint8) for camera in self.cameras},
+            "proprio": proprio,
+            "images": images,
+            **self._extra(rng),
             "prompt": PROMPT,
+            "skill": "",
             "actions": actions[np.minimum(steps, length - 1)],
             "is_pad": steps >= length,
             "episode": i,
             "frame": 0,
             "task": 0,
         }
+
+    def _extra(self, rng: np.random.Generator) -> Sample:
+        shape = (self.image_size, self.image_size)
+        extra = {}
+        if "depth" in self.modalities:
+            extra["depth"] = {EXTRA_CAMERA: rng.uniform(0, 10, shape).astype(np.float32)}
+        if "segmentation" in self.modalities:
+            extra["segmentation"] = {EXTRA_CAMERA: rng.integers(0, 9, shape, np.uint8)}
+        return extra
+
+    def get(self, i: int, run: np.ndarray | None = None) -> Sample:
+        """Returns the raw sample `i`, as `self[i]` does: nothing here is made faster by knowing the run."""
+        del run
+        return self[i]
 
 
 def random_norm_stats(robot: Robot) -> NormStats:

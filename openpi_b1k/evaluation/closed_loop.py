@@ -1,7 +1,8 @@
 """Plays a checkpoint in the sample world, as the simulator's evaluator would play it, and says how often it succeeds.
 
-The ablations are the controls: with another goal's prompt, blanked images, random weights, or the mean demonstration
-replayed open loop, success has to vanish, or the world could be solved without seeing, reading or learning.
+The ablations are the controls: with another goal's prompt, blanked images (and depth), random weights, or the mean
+demonstration replayed open loop, success has to vanish: else the world could be solved without seeing, reading or
+learning.
 """
 
 import dataclasses
@@ -145,8 +146,8 @@ def ablated_sample(policy: Policy, environment: SampleEnvironment, ablate: Ablat
     goal = environment.goal
     if ablate == "prompt":
         goal = GOALS[(goal.task_index + 1) % len(GOALS)]
-    cameras = policy.config.data.transforms.cameras
-    sample = raw_sample(environment.observation(), policy.robot, cameras, policy.prompts[goal.task_name])
+    sample = raw_sample(environment.observation(), policy.robot, policy.config.data, policy.prompts[goal.task_name])
     if ablate == "images":
-        sample["images"] = {name: np.zeros_like(image) for name, image in sample["images"].items()}
+        seen = {name: sample[name] for name in ("images", "depth") if name in sample}
+        sample |= jax.tree.map(np.zeros_like, seen)
     return sample

@@ -5,16 +5,20 @@ from collections.abc import Callable
 import numpy as np
 
 from openpi_b1k.config.data import CAMERAS
-from openpi_b1k.data.norm_stats import RunningStats
+from openpi_b1k.data.statistics.distribution import QUANTILES, Distribution
 from openpi_b1k.evaluation.parity import Comparison, Reference, Results, Skipped, largest_error
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.transforms.actions import AbsoluteActions, DeltaActions
 from openpi_b1k.transforms.b1k import B1kInputs
+from openpi_b1k.transforms.geometry import depth_to_points
 from openpi_b1k.transforms.images import resize_with_pad
 from openpi_b1k.transforms.normalize import FieldStats, Normalize, NormStats, Unnormalize
+from openpi_b1k.transforms.segmentation import labels_to_image
 from openpi_b1k.transforms.tokenize import prompt_text, state_bins
 
 EXACT = 1e-6
+SEGMENTATION_MEAN = 0.01
+"""Levels of 255 that the means of two images may differ by: labels are resized to the nearest pixel here."""
 STORED_PROMPT = "turn on the radio"
 
 
@@ -25,19 +29,23 @@ def compare(reference: Reference) -> Results:
 
 
 def compare_b1k(reference: Reference) -> Results:
-    """Compares state and images extracted from a raw sample in comet's order of the state."""
+    """Compares what is extracted from a raw sample, the state in comet's order."""
     sample = {
         "proprio": reference["b1k/in/proprio"],
         "images": {name: reference[f"b1k/in/{name}"] for name in CAMERAS},
         "prompt": STORED_PROMPT,
     }
-    fields = B1kInputs(r1pro("grippers_last"), CAMERAS)(sample)
+    robot = r1pro("grippers_last")
+    fields = B1kInputs(robot, CAMERAS)(sample)
     sums = np.array([fields["images"][name].sum(dtype=np.int64) for name in CAMERAS])
+    points = depth_to_points(reference["b1k/in/depth"], robot.camera("head"), stride=9)
+    means = labels_to_image(reference["b1k/in/seg"].astype(np.uint8), 224).mean((0, 1))
+    expected = reference["b1k/out/seg_image_224_mean"]
     return [
         Comparison("b1k state", largest_error(fields["state"], reference["b1k/out/state"]), EXACT),
         Comparison("b1k sum of images", largest_error(sums, reference["b1k/out/image_sum"]), EXACT),
-        Skipped("b1k point cloud", "depth is not built yet"),
-        Skipped("b1k segmentation", "segmentation is not built yet"),
+        Comparison("b1k point cloud", largest_error(points, reference["b1k/out/pcd_xyz_downsample9"]), EXACT),
+        Comparison("b1k mean of segmentation", largest_error(means, expected), SEGMENTATION_MEAN, "of 255 levels"),
     ]
 
 
@@ -84,11 +92,13 @@ def compare_norm(reference: Reference) -> Results:
 
 def _compare_quantiles(reference: Reference) -> Results:
     samples = reference["norm/in/samples"]
-    running = RunningStats(len(samples))
-    running.update(samples)
-    ours = running.result()
+    ours = []
+    for values in samples.T:
+        distribution = Distribution()
+        distribution.update(values)
+        ours.append(distribution.quantiles())
     results: Results = []
-    for name, values, at in (("q01", ours.q01, 0.01), ("q99", ours.q99, 0.99)):
+    for name, values, at in zip(("q01", "q99"), np.array(ours).T, QUANTILES, strict=True):
         true = np.quantile(samples.astype(np.float64), at, axis=0)
         theirs = largest_error(reference[f"norm/out/{name}"], true)
         results.append(Comparison(f"norm {name}", largest_error(values, true), theirs, "to truth; limit: openpi's"))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.models import flow_matching
 from openpi_b1k.models.gemma import ActionExpert, KeysValues, Vlm
+from openpi_b1k.models.point_cloud import PointNet
 from openpi_b1k.models.siglip import Siglip
 from openpi_b1k.models.suffix import Pi05Suffix
 from openpi_b1k.models.tokens import TokenGroup, concat
@@ -23,7 +24,7 @@ from openpi_b1k.typing import Array, Bool, Float, Params, PRNGKeyArray, typechec
 
 
 class Pi05(nnx.Module):
-    """The network. Its children name the parameters: vision, vlm, action_expert, suffix."""
+    """The network. Its children name the parameters: vision, vlm, action_expert, suffix, with points point_cloud."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -31,9 +32,15 @@ class Pi05(nnx.Module):
         self.vlm = Vlm(config.vlm, config.vocab_size, rngs=rngs)
         self.action_expert = ActionExpert(config.action_expert, rngs=rngs)
         self.suffix = Pi05Suffix(config, rngs=rngs)
+        if config.point_clouds:  # drawn last: the other parameters are those of the same seed without it
+            self.point_cloud = PointNet(config.vlm.width, rngs=rngs)
 
     def embed_prefix(self, observation: Observation) -> TokenGroup:
-        """Returns the tokens of all cameras, in the order of their names, then of the prompt, as one block."""
+        """Returns the tokens of all images, by name, of the point cloud, if any, and of the prompt, as one block.
+
+        Raises:
+            ValueError: the observation has a point cloud and the model cannot see it, or the other way round.
+        """
         cameras = sorted(observation.images)  # jit sorts a dict's keys, so any other order would depend on the caller
         images = jnp.stack([observation.images[name] for name in cameras], axis=1)
         b, num_cameras = images.shape[:2]
@@ -44,7 +51,23 @@ class Pi05(nnx.Module):
         masks = jnp.stack([observation.image_masks[name] for name in cameras], axis=1)
         seen = TokenGroup(tokens, jnp.repeat(masks, num_tokens, axis=1), (False,) * tokens.shape[1])
         prompt = self.vlm.embedder(observation.prompt_tokens).astype(dtype)
-        return concat([seen, TokenGroup(prompt, observation.prompt_mask, (False,) * prompt.shape[1])])
+        groups = [seen, TokenGroup(prompt, observation.prompt_mask, (False,) * prompt.shape[1])]
+        groups[1:1] = self._embed_points(observation, dtype)
+        return concat(groups)
+
+    def _embed_points(self, observation: Observation, dtype: jnp.dtype) -> list[TokenGroup]:
+        """Returns the tokens of the point cloud; none for a model without point clouds."""
+        points = observation.point_cloud
+        if (points is not None) != self.config.point_clouds:
+            has = "has none" if points is None else "has one"
+            raise ValueError(
+                f"point cloud: the observation {has}, but the model has point_clouds {self.config.point_clouds}: "
+                "data.modalities and model.point_clouds must agree"
+            )
+        if points is None:
+            return []
+        tokens = self.point_cloud(points, dtype=dtype, remat=self.config.remat)
+        return [TokenGroup(tokens, jnp.ones(tokens.shape[:2], bool), (False,) * tokens.shape[1])]
 
     def read_prefix(self, observation: Observation) -> tuple[KeysValues, Bool[Array, "b t"]]:
         """Returns the keys and values of every VLM layer, and which prefix tokens are there."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from openpi_b1k.config.data import Modality
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -54,11 +56,19 @@ class Camera:
     simulator_name: str
     """Its prefix in the evaluator's observation, before `::rgb`."""
     dataset_keys: tuple[str, ...]
-    """Its RGB video key in each generation of the data; the keys of a data set tell which one is meant."""
+    """Its RGB video key in the data of 2025, of 2026 and of plain LeRobot; a data set has one of them."""
     size: int
     """Height and width in pixels; images are square."""
     focal_length: float
     """In pixels at `size`; the principal point is the centre. Scales with the image."""
+    depth_keys: tuple[str, ...] = ()
+    """Its depth video key in the data of 2025 and of 2026."""
+    segmentation_keys: tuple[str, ...] = ()
+    """Its segmentation video key in the data of 2025; those of 2026 have none."""
+
+    def video_keys(self, modality: Modality) -> tuple[str, ...]:
+        """Returns the names the video may have in a data set."""
+        return {"rgb": self.dataset_keys, "depth": self.depth_keys, "segmentation": self.segmentation_keys}[modality]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ ACTION_QPOS_INDICES, JOINT_RANGE, ROBOT_CAMERA_NAMES, CAMERA_INTRINSICS; the sta
 from openpi_b1k.config.data import StateLayout
 from openpi_b1k.robots.layout import Camera, Field, Layout, Robot, Source
 
+NAME = "R1Pro"
+
 ACTION = Layout(
     (
         Field("base", 3, "controller units in [-1, 1]: vx, vy, yaw rate in the robot frame"),
@@ -81,6 +83,18 @@ PROPRIO_2026 = Layout(
 
 PROPRIO = {"2025": PROPRIO_2025, "2026": PROPRIO_2026}
 
+PROPRIO_IN_USE = Layout(
+    (
+        Field("base_qvel", 3, "m/s, m/s, rad/s"),
+        Field("trunk_qpos", 4, "rad"),
+        Field("arm_left_qpos", 7, "rad"),
+        Field("gripper_left_qpos", 2, "m"),
+        Field("arm_right_qpos", 7, "rad"),
+        Field("gripper_right_qpos", 2, "m"),
+    )
+)
+"""What the state is made of, of either generation's proprio: all that a data set's column cache keeps."""
+
 SOURCES = (
     ("base", Source("base_qvel")),
     ("torso", Source("trunk_qpos")),
@@ -107,21 +121,39 @@ CAMERAS = (
     Camera(
         name="head",
         simulator_name="robot_r1::robot_r1:zed_link:Camera:0",
-        dataset_keys=("observation.images.rgb.head", "observation.rgb.zed_link_camera_0"),
+        dataset_keys=(
+            "observation.images.rgb.head",
+            "observation.rgb.zed_link_camera_0",
+            "observation.images.head",
+        ),
+        depth_keys=("observation.images.depth.head", "observation.depth_linear.zed_link_camera_0"),
+        segmentation_keys=("observation.images.seg_instance_id.head",),
         size=720,
         focal_length=306.0,
     ),
     Camera(
         name="left_wrist",
         simulator_name="robot_r1::robot_r1:left_realsense_link:Camera:0",
-        dataset_keys=("observation.images.rgb.left_wrist", "observation.rgb.left_realsense_link_camera_0"),
+        dataset_keys=(
+            "observation.images.rgb.left_wrist",
+            "observation.rgb.left_realsense_link_camera_0",
+            "observation.images.left_wrist",
+        ),
+        depth_keys=("observation.images.depth.left_wrist", "observation.depth_linear.left_realsense_link_camera_0"),
+        segmentation_keys=("observation.images.seg_instance_id.left_wrist",),
         size=480,
         focal_length=388.6639,
     ),
     Camera(
         name="right_wrist",
         simulator_name="robot_r1::robot_r1:right_realsense_link:Camera:0",
-        dataset_keys=("observation.images.rgb.right_wrist", "observation.rgb.right_realsense_link_camera_0"),
+        dataset_keys=(
+            "observation.images.rgb.right_wrist",
+            "observation.rgb.right_realsense_link_camera_0",
+            "observation.images.right_wrist",
+        ),
+        depth_keys=("observation.images.depth.right_wrist", "observation.depth_linear.right_realsense_link_camera_0"),
+        segmentation_keys=("observation.images.seg_instance_id.right_wrist",),
         size=480,
         focal_length=388.6639,
     ),
@@ -142,10 +174,10 @@ ACTION_LIMITS = (
 def r1pro(state_layout: StateLayout) -> Robot:
     """Returns the R1 Pro with the model's state in the given order."""
     return Robot(
-        name="R1Pro",
+        name=NAME,
         action=ACTION,
         state=Layout(tuple(STATE_FIELDS[name] for name in STATE_ORDERS[state_layout])),
-        proprios=(PROPRIO_2025, PROPRIO_2026),
+        proprios=(PROPRIO_2025, PROPRIO_2026, PROPRIO_IN_USE),
         sources=SOURCES,
         cameras=CAMERAS,
         action_limits=ACTION_LIMITS,

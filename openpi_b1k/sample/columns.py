@@ -8,24 +8,25 @@ import pyarrow as pa
 
 from openpi_b1k.sample.recording import Recording
 from openpi_b1k.sample.render import SIZES
+from openpi_b1k.sample.scene import button_object
 from openpi_b1k.sample.world import FPS, GOALS
 
 
-def video_feature(camera: str, codec: str) -> dict:
-    """Returns a camera's entry of info.json's features, at the size drawn here."""
+def video_feature(camera: str, codec: str, *, channel: str = "rgb", pixel_format: str = "yuv420p") -> dict:
+    """Returns a camera's entry of info.json's features, at the size drawn here; `channel` is rgb or depth."""
     size = SIZES[camera]
     return {
         "dtype": "video",
         "shape": [size, size, 3],
-        "names": ["height", "width", "rgb"],
+        "names": ["height", "width", channel],
         "info": {
             "video.fps": float(FPS),
             "video.height": size,
             "video.width": size,
             "video.channels": 3,
             "video.codec": codec,
-            "video.pix_fmt": "yuv420p",
-            "video.is_depth_map": False,
+            "video.pix_fmt": pixel_format,
+            "video.is_depth_map": channel == "depth",
             "has_audio": False,
         },
     }
@@ -47,7 +48,7 @@ def annotation(recording: Recording) -> dict:
                 "skill_description": [description],
                 "skill_type": [kind],
                 "frame_duration": duration,
-                "object_id": [[f"{goal.button}_button"]],
+                "object_id": [[button_object(goal.button)]],
                 "manipulating_object_id": [],
                 "memory_prefix": [],
                 "spatial_prefix": [],

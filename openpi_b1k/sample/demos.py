@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+from typing import TypeVar
 
 import tqdm
 
 from openpi_b1k import paths
-from openpi_b1k.config.data import Generation
+from openpi_b1k.config.data import Generation, Modality, SourceConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.robots.r1pro import PROPRIO
 from openpi_b1k.sample import write_2025, write_2026
@@ -26,26 +27,36 @@ EPISODES_PER_FILE = 20
 
 
 def ensure(config: TrainConfig) -> TrainConfig:
-    """Returns the config with `data.root` set to its demonstrations, which are made first if they are not there."""
-    root = config.data.root
-    if root is None:
-        root = str(make(config.data.generation, config.data.sample_demos))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    """Returns the config with `root` of its sample sources set to demonstrations, which are made first if need be."""
+    extra = tuple(_with_root(source) for source in config.data.extra_sources)
+    return dataclasses.replace(config, data=dataclasses.replace(_with_root(config.data), extra_sources=extra))
 
 
-def make(generation: Generation, num_demos: int) -> pathlib.Path:
+Source = TypeVar("Source", bound=SourceConfig)
+
+
+def _with_root(source: Source) -> Source:
+    if source.source != "sample" or source.root is not None:
+        return source
+    root = make(source.generation, source.sample_demos, source.modalities)
+    return dataclasses.replace(source, root=str(root))
+
+
+def make(generation: Generation, num_demos: int, modalities: tuple[Modality, ...] = ("rgb",)) -> pathlib.Path:
     """Returns the directory of `num_demos` demonstrations, made now or before.
 
     Args:
         generation: the format to write.
         num_demos: over all goals.
+        modalities: what they have videos of.
     """
-    root = paths.cache_dir() / "sample" / f"{generation}-{num_demos}-{code_version()}"
+    name = "-".join([generation, str(num_demos), *sorted(set(modalities) - {"rgb"}), code_version()])
+    root = paths.cache_dir() / "sample" / name
     if not root.exists():
         logger.info("making %d demonstrations of the sample world in %s", num_demos, root)
         partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
         try:
-            write(partial, generation, num_demos)
+            write(partial, generation, num_demos, modalities)
             partial.rename(root)
         except OSError:
             if not root.exists():  # else another process was faster
@@ -55,7 +66,9 @@ def make(generation: Generation, num_demos: int) -> pathlib.Path:
     return root
 
 
-def write(root: pathlib.Path, generation: Generation, num_demos: int) -> None:
+def write(
+    root: pathlib.Path, generation: Generation, num_demos: int, modalities: tuple[Modality, ...] = ("rgb",)
+) -> None:
     """Writes a data set to `root`, on all cores."""
     files = group_into_files(num_demos)
     context = multiprocessing.get_context("spawn")
@@ -63,12 +76,12 @@ def write(root: pathlib.Path, generation: Generation, num_demos: int) -> None:
         concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool,
         tqdm.tqdm(total=num_demos, desc="sample demonstrations", unit="episode") as progress,
     ):
-        futures = [pool.submit(write_file, root, generation, *file) for file in files]
+        futures = [pool.submit(write_file, root, generation, file, modalities) for file in files]
         episodes = []
         for future in futures:
             episodes += future.result()
             progress.update(len(episodes) - progress.n)
-    WRITERS[generation].write_meta(root, episodes)
+    WRITERS[generation].write_meta(root, episodes, modalities)
 
 
 def group_into_files(num_demos: int) -> list[tuple[Goal, list[int], int]]:
@@ -84,10 +97,14 @@ def group_into_files(num_demos: int) -> list[tuple[Goal, list[int], int]]:
 
 
 def write_file(
-    root: pathlib.Path, generation: Generation, goal: Goal, instances: list[int], file_index: int
+    root: pathlib.Path,
+    generation: Generation,
+    file: tuple[Goal, list[int], int],
+    modalities: tuple[Modality, ...] = ("rgb",),
 ) -> list[dict]:
-    """Records and writes some episodes of one goal; returns what `write_meta` needs."""
-    recordings = [record(instance, goal, PROPRIO[generation]) for instance in instances]
+    """Records and writes episodes of one goal, an entry of `group_into_files`; returns what `write_meta` needs."""
+    goal, instances, file_index = file
+    recordings = [record(instance, goal, PROPRIO[generation], modalities) for instance in instances]
     return WRITERS[generation].write_files(root, recordings, file_index)
 
 

@@ -6,6 +6,7 @@ from openpi_b1k.config.data import Generation
 from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO
 from openpi_b1k.sample.recording import demo_world, goals_by_demo
 from openpi_b1k.sample.render import render
+from openpi_b1k.sample.scene import measure
 from openpi_b1k.sample.world import GOALS, Expert, Goal, World
 
 EVALUATION_SEED = 1_000_000
@@ -27,9 +28,11 @@ class SampleEnvironment:
             name: np.concatenate([image, np.full((*image.shape[:2], 1), 255, np.uint8)], axis=-1)
             for name, image in render(self.world).items()
         }
+        depth, _ = measure(self.world)
         return {
             "robot_r1::proprio": self.world.proprio(self.layout),
             **{f"{camera.simulator_name}::rgb": opaque[camera.name] for camera in CAMERAS},
+            **{f"{camera.simulator_name}::depth_linear": depth[camera.name] for camera in CAMERAS},
             "task_id": np.array([self.goal.task_index], np.int64),
         }
 

@@ -1,18 +1,15 @@
-"""Expert episodes of the sample world, and their videos."""
+"""Expert episodes of the sample world."""
 
 import dataclasses
-import pathlib
-from collections.abc import Iterable
-from fractions import Fraction
-from typing import cast
+from collections.abc import Collection
 
-import av
 import numpy as np
-from av.video.stream import VideoStream
 
+from openpi_b1k.config.data import Modality
 from openpi_b1k.robots.layout import Layout
 from openpi_b1k.sample.render import render
-from openpi_b1k.sample.world import FPS, GOALS, HALF_RANGE, Expert, Goal, World, arm_joints
+from openpi_b1k.sample.scene import measure
+from openpi_b1k.sample.world import GOALS, HALF_RANGE, Expert, Goal, World, arm_joints
 
 HOLD_STEPS = 4
 """Steps recorded after the button is pressed."""
@@ -38,6 +35,10 @@ class Recording:
     """Camera -> uint8 [n, size, size, 3]."""
     pressed_at: int
     """Row whose action pressed the button."""
+    depth: dict[str, np.ndarray]
+    """Camera -> float32 [n, size, size] in m; empty if it was not asked for."""
+    instances: dict[str, np.ndarray]
+    """Camera -> uint8 [n, size, size], numbers of `scene.MESHES`; empty if segmentation was not asked for."""
 
     @property
     def length(self) -> int:
@@ -45,14 +46,18 @@ class Recording:
         return len(self.actions)
 
 
-def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
-    """Returns the expert's episode `instance` of a goal."""
+def record(instance: int, goal: Goal, proprio_layout: Layout, modalities: Collection[Modality] = ("rgb",)) -> Recording:
+    """Returns the expert's episode `instance` of a goal; the modalities besides RGB say what else is measured."""
     world = demo_world(goal, instance)
     expert = Expert(world)
-    proprio, actions, frames, pressed_at = [], [], [], -1
+    proprio, actions, frames, depths, instances, pressed_at = [], [], [], [], [], -1
     while pressed_at < 0 or len(actions) <= pressed_at + HOLD_STEPS:
         proprio.append(world.proprio(proprio_layout))
         frames.append(render(world))
+        if len(modalities) > 1:
+            depth, shown = measure(world)
+            depths.append(depth)
+            instances.append(shown)
         actions.append(expert.action())
         world.step(actions[-1])
         if world.is_success and pressed_at < 0:
@@ -62,9 +67,15 @@ def record(instance: int, goal: Goal, proprio_layout: Layout) -> Recording:
         instance=instance,
         proprio=np.stack(proprio),
         actions=np.stack(actions),
-        frames={camera: np.stack([frame[camera] for frame in frames]) for camera in frames[0]},
+        frames=_by_camera(frames),
         pressed_at=pressed_at,
+        depth=_by_camera(depths) if "depth" in modalities else {},
+        instances=_by_camera(instances) if "segmentation" in modalities else {},
     )
+
+
+def _by_camera(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {camera: np.stack([row[camera] for row in rows]) for camera in rows[0]}
 
 
 def demo_world(goal: Goal, instance: int) -> World:
@@ -89,26 +100,3 @@ def goals_by_demo(num_demos: int) -> list[tuple[Goal, int]]:
     """Returns (goal, instance) of each demonstration, by task: the goals share them as evenly as possible."""
     counts = [len(range(task, num_demos, len(GOALS))) for task in range(len(GOALS))]
     return [(goal, instance + 1) for goal, count in zip(GOALS, counts, strict=True) for instance in range(count)]
-
-
-def encode_video(path: pathlib.Path, frames: Iterable[np.ndarray], size: int, options: dict[str, str]) -> None:
-    """Writes uint8 [size, size, 3] frames as HEVC yuv420p, one per 1/30 s.
-
-    Args:
-        path: the mp4; its directory is made.
-        frames: in order.
-        size: height and width in pixels, even.
-        options: libx265's; `x265-params` decides GOP and B-frames.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        # The cast: PyAV's annotations know only some encoders by name.
-        stream = cast(VideoStream, container.add_stream("libx265", rate=FPS, options=options))
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, FPS)
-        for index, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts = index
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())

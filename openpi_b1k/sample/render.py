@@ -32,20 +32,20 @@ LENS_RADIUS = 0.18
 
 def render(world: World) -> dict[str, np.ndarray]:
     """Returns {camera: image uint8 [size, size, 3]} of the world's present state."""
-    return {
-        "head": draw(world, "head", np.zeros(2), HEAD_HEIGHT),
-        **{f"{hand}_wrist": draw(world, f"{hand}_wrist", world.hand_position(hand), WRIST_HEIGHT) for hand in HANDS},
-    }
+    return {camera: draw(world, camera, *viewpoint) for camera, viewpoint in viewpoints(world).items()}
+
+
+def viewpoints(world: World) -> dict[str, tuple[np.ndarray, float]]:
+    """Returns {camera: ((x, y) in m it looks down on, its height above the table in m)}."""
+    wrists = {f"{hand}_wrist": (world.hand_position(hand), WRIST_HEIGHT) for hand in HANDS}
+    return {"head": (np.zeros(2), HEAD_HEIGHT), **wrists}
 
 
 def draw(world: World, camera: str, centre: np.ndarray, height: float) -> np.ndarray:
     """Returns what a camera at `height` m above `centre` (x, y) sees, uint8 [size, size, 3]; +y is up in the image."""
     size = SIZES[camera]
-    pixels_per_metre = focal_length(camera) / height
-    offsets = (np.arange(size) - (size - 1) / 2) / pixels_per_metre
-    x = (centre[0] + offsets)[None, :]
-    y = (centre[1] - offsets)[:, None]
-    soft = 1.0 / pixels_per_metre
+    x, y = pixel_grid(camera, centre, height)
+    soft = height / focal_length(camera)
 
     image = np.empty((size, size, 3), np.float32)
     image[:] = FLOOR
@@ -63,8 +63,15 @@ def draw(world: World, camera: str, centre: np.ndarray, height: float) -> np.nda
             paint(image, COLOURS[hand], np.minimum(0.010 - np.abs(dx - bar), 0.035 - np.abs(dy)), soft)
     image *= world.light
     if camera != "head":
-        paint(image, HOUSING, np.hypot(*np.meshgrid(offsets, offsets)) - LENS_RADIUS, soft)
+        paint(image, HOUSING, np.hypot(x - centre[0], y - centre[1]) - LENS_RADIUS, soft)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def pixel_grid(camera: str, centre: np.ndarray, height: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where on the table, in m, the pixels of a camera at `height` m above `centre` lie: x [1, s], y [s, 1]."""
+    size = SIZES[camera]
+    offsets = (np.arange(size) - (size - 1) / 2) * height / focal_length(camera)
+    return (centre[0] + offsets)[None, :], (centre[1] - offsets)[:, None]
 
 
 def paint(image: np.ndarray, colour: tuple[int, int, int], inside: np.ndarray, soft: float) -> None:

@@ -4,12 +4,15 @@ Source: the templates, features and encoder settings of BEHAVIOR-1K's 2025 relea
 `replay_obs.py`.
 """
 
+import json
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openpi_b1k.config.data import Modality
 from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2025
 from openpi_b1k.sample.columns import (
     annotation,
@@ -20,8 +23,10 @@ from openpi_b1k.sample.columns import (
     write_json,
     write_lines,
 )
-from openpi_b1k.sample.recording import Recording, encode_video
+from openpi_b1k.sample.recording import Recording
 from openpi_b1k.sample.render import SIZES
+from openpi_b1k.sample.scene import MESHES
+from openpi_b1k.sample.videos import DepthCode, Encoding, encode_video, paint_instances
 from openpi_b1k.sample.world import FPS, GOALS
 
 CHUNK = 10_000
@@ -31,8 +36,12 @@ TEMPLATES = {
     "metainfo_path": "meta/episodes/task-{episode_chunk:04d}/episode_{episode_index:08d}.json",
     "annotation_path": "annotations/task-{episode_chunk:04d}/episode_{episode_index:08d}.json",
 }
-VIDEO_KEYS = {camera.name: camera.dataset_keys[0] for camera in CAMERAS}
-ENCODER = {"x265-params": "log-level=none:keyint=250:pools=none:frame-threads=1"}
+X265 = "log-level=none:keyint=250:pools=none:frame-threads=1"
+COLOURS = Encoding({"x265-params": X265})
+DISTANCES = Encoding({"x265-params": f"{X265}:lossless=1"}, pixel_format="yuv420p10le", frame_format="gray16le")
+"""What the release's writer asks for. The 14-bit codes enter as 16-bit grey, of which 10 bits keep the upper ones."""
+DEPTH_CODE = DepthCode(nearest=0.0, num_bits=14)
+BACKGROUND = 0
 STATISTICS = {
     "action": lambda recording: recording.actions,
     "observation.state": lambda recording: recording.proprio,
@@ -63,10 +72,8 @@ def write_episode(root: pathlib.Path, recording: Recording) -> dict:
         for name, template in TEMPLATES.items()
     }
     write_rows(paths["data_path"], recording, index)
-    for camera, frames in recording.frames.items():
-        path = pathlib.Path(str(paths["video_path"]).format(video_key=VIDEO_KEYS[camera]))
-        encode_video(path, frames, SIZES[camera], ENCODER)
-    write_json(paths["metainfo_path"], {"robot_type": "R1Pro", "num_samples": recording.length, "task_obs_keys": []})
+    write_videos(str(paths["video_path"]), recording)
+    write_json(paths["metainfo_path"], metainfo(recording))
     write_json(paths["annotation_path"], annotation(recording))
     return {
         "episode": {
@@ -84,7 +91,45 @@ def write_episode(root: pathlib.Path, recording: Recording) -> dict:
     }
 
 
-def write_meta(root: pathlib.Path, episodes: list[dict]) -> None:
+def video_keys(modality: Modality) -> dict[str, str]:
+    """Returns {camera: the data set's name of its videos}."""
+    return {camera.name: camera.video_keys(modality)[0] for camera in CAMERAS}
+
+
+def write_videos(template: str, recording: Recording) -> None:
+    """Writes the episode's videos of every modality that was recorded; `template` is a path with a {video_key}."""
+    colours, distances = video_keys("rgb"), video_keys("depth")
+    for camera, frames in recording.frames.items():
+        encode_video(pathlib.Path(template.format(video_key=colours[camera])), frames, SIZES[camera], COLOURS)
+    for camera, depth in recording.depth.items():
+        path = pathlib.Path(template.format(video_key=distances[camera]))
+        encode_video(path, DEPTH_CODE.encode(depth), SIZES[camera], DISTANCES)
+    painted = video_keys("segmentation") if recording.instances else {}
+    for camera, key in painted.items():
+        instances = recording.instances[camera]
+        frames = paint_instances(instances, instance_numbers(instances))
+        encode_video(pathlib.Path(template.format(video_key=key)), frames, SIZES[camera], COLOURS)
+
+
+def instance_numbers(instances: np.ndarray) -> list[int]:
+    """Returns the instances of a video in the order of its palette, which is any order: here descending."""
+    return [BACKGROUND, *np.unique(instances)[::-1].tolist()]
+
+
+def metainfo(recording: Recording) -> dict:
+    """Returns the episode's entry of meta/episodes: with segmentation, which instances its videos show."""
+    content = {"robot_type": "R1Pro", "num_samples": recording.length, "task_obs_keys": []}
+    if recording.instances:
+        scene = {number: f"/World/scene_0/{mesh}" for number, mesh in MESHES.items()}
+        content["ins_id_mapping"] = json.dumps({0: "background", 1: "unlabelled", **scene})
+    for camera in CAMERAS:
+        if camera.name in recording.instances:
+            numbers = instance_numbers(recording.instances[camera.name])
+            content[f"{camera.simulator_name}::unique_ins_ids"] = numbers
+    return content
+
+
+def write_meta(root: pathlib.Path, episodes: list[dict], modalities: Collection[Modality] = ("rgb",)) -> None:
     """Writes meta/ from what `write_files` returned, in order."""
     meta = root / "meta"
     write_lines(meta / "tasks.jsonl", task_lines())
@@ -96,12 +141,12 @@ def write_meta(root: pathlib.Path, episodes: list[dict]) -> None:
         "total_episodes": len(episodes),
         "total_frames": sum(entry["episode"]["length"] for entry in episodes),
         "total_tasks": len(GOALS),
-        "total_videos": len(VIDEO_KEYS) * len(episodes),
+        "total_videos": len(CAMERAS) * len(modalities) * len(episodes),
         "chunks_size": CHUNK,
         "fps": FPS,
         "splits": {"train": f"0:{len(episodes)}"},
         **TEMPLATES,
-        "features": features(),
+        "features": features(modalities),
     }
     write_json(meta / "info.json", info)
 
@@ -138,9 +183,15 @@ def displacement(recording: Recording, field: str) -> float:
     return round(float(np.linalg.norm(np.diff(positions, axis=0), axis=1).sum()), 4)
 
 
-def features() -> dict:
+def features(modalities: Collection[Modality]) -> dict:
     """Returns the features entry of info.json for the cameras as drawn here."""
-    videos = {VIDEO_KEYS[camera]: video_feature(camera, "libx265") for camera in ("left_wrist", "right_wrist", "head")}
+    videos = {}
+    for modality in ("rgb", "depth", "segmentation"):
+        if modality in modalities:
+            # The release declares a pixel format of its depth that libx265 cannot write: files have to be looked into.
+            declared = {"channel": "depth", "pixel_format": "yuv420p16le"} if modality == "depth" else {}
+            for camera in ("left_wrist", "right_wrist", "head"):
+                videos[video_keys(modality)[camera]] = video_feature(camera, "libx265", **declared)
     columns = {
         "action": ("float32", 23),
         "timestamp": ("float64", 1),
@@ -150,6 +201,4 @@ def features() -> dict:
         "observation.state": ("float32", PROPRIO_2025.size),
         "observation.task_info": ("float32", None),
     }
-    return videos | {
-        name: {"dtype": dtype, "shape": [size], "names": None} for name, (dtype, size) in columns.items()
-    }
+    return videos | {name: {"dtype": dtype, "shape": [size], "names": None} for name, (dtype, size) in columns.items()}

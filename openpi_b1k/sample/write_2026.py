@@ -7,11 +7,13 @@ tasks.jsonl.
 
 import json
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openpi_b1k.config.data import Modality
 from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2026
 from openpi_b1k.sample.columns import (
     annotation,
@@ -22,8 +24,9 @@ from openpi_b1k.sample.columns import (
     write_json,
     write_lines,
 )
-from openpi_b1k.sample.recording import Recording, encode_video
+from openpi_b1k.sample.recording import Recording
 from openpi_b1k.sample.render import SIZES
+from openpi_b1k.sample.videos import DepthCode, Encoding, encode_video
 from openpi_b1k.sample.world import FPS, GOALS
 
 TEMPLATES = {
@@ -31,7 +34,11 @@ TEMPLATES = {
     "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
 }
 VIDEO_KEYS = {camera.name: camera.dataset_keys[1] for camera in CAMERAS}
-ENCODER = {"crf": "30", "x265-params": "log-level=none:keyint=8:min-keyint=8:bframes=0:pools=none:frame-threads=1"}
+DEPTH_KEYS = {camera.name: camera.depth_keys[1] for camera in CAMERAS}
+X265 = "log-level=none:keyint=8:min-keyint=8:bframes=0:pools=none:frame-threads=1"
+COLOURS = Encoding({"crf": "30", "x265-params": X265})
+DISTANCES = Encoding({"crf": "0", "x265-params": X265}, pixel_format="gray12le", frame_format="gray12le")
+DEPTH_CODE = DepthCode(nearest=0.01, num_bits=12)
 
 
 def write_files(root: pathlib.Path, recordings: list[Recording], file_index: int) -> list[dict]:
@@ -41,10 +48,8 @@ def write_files(root: pathlib.Path, recordings: list[Recording], file_index: int
         For each its place, length, rows and statistics, from which `write_meta` writes the rest.
     """
     task = recordings[0].goal.task_index
-    for camera, key in VIDEO_KEYS.items():
-        path = root / TEMPLATES["video_path"].format(video_key=key, chunk_index=task, file_index=file_index)
-        frames = (frame for recording in recordings for frame in recording.frames[camera])
-        encode_video(path, frames, SIZES[camera], ENCODER)
+    template = str(root / TEMPLATES["video_path"]).replace("{video_key}", "{{video_key}}")
+    write_videos(template.format(chunk_index=task, file_index=file_index), recordings)
     starts = np.cumsum([0] + [recording.length for recording in recordings])
     entries = []
     for recording, start in zip(recordings, starts, strict=False):
@@ -58,6 +63,7 @@ def write_files(root: pathlib.Path, recordings: list[Recording], file_index: int
                 "first_frame": int(start),
                 "instance": recording.instance,
                 "raw_episode_id": raw_id,
+                "video_keys": [*VIDEO_KEYS.values(), *(DEPTH_KEYS[camera] for camera in recording.depth)],
                 "annotation_path": annotation_path,
                 "proprio": recording.proprio,
                 "actions": recording.actions,
@@ -67,7 +73,28 @@ def write_files(root: pathlib.Path, recordings: list[Recording], file_index: int
     return entries
 
 
-def write_meta(root: pathlib.Path, episodes: list[dict]) -> None:
+def write_videos(template: str, recordings: list[Recording]) -> None:
+    """Writes the episodes one after the other into a file per camera and modality.
+
+    Args:
+        template: the files' path with a {video_key}.
+        recordings: with the same modalities.
+
+    Raises:
+        ValueError: segmentation was recorded, for which the 2026 release has no videos.
+    """
+    if recordings[0].instances:
+        raise ValueError("the 2026 release has no segmentation videos; use generation 2025")
+    for camera, key in VIDEO_KEYS.items():
+        frames = (frame for recording in recordings for frame in recording.frames[camera])
+        encode_video(pathlib.Path(template.format(video_key=key)), frames, SIZES[camera], COLOURS)
+    for camera in recordings[0].depth:
+        codes = (DEPTH_CODE.encode(depth) for recording in recordings for depth in recording.depth[camera])
+        path = pathlib.Path(template.format(video_key=DEPTH_KEYS[camera]))
+        encode_video(path, codes, SIZES[camera], DISTANCES)
+
+
+def write_meta(root: pathlib.Path, episodes: list[dict], modalities: Collection[Modality] = ("rgb",)) -> None:
     """Writes data/ and meta/ from what `write_files` returned, in order."""
     lengths = [len(entry["actions"]) for entry in episodes]
     rows = [
@@ -100,7 +127,7 @@ def write_meta(root: pathlib.Path, episodes: list[dict]) -> None:
             "fps": FPS,
             "splits": {"train": f"0:{len(episodes)}"},
             **TEMPLATES,
-            "features": features(),
+            "features": features(modalities),
         },
     )
 
@@ -149,7 +176,7 @@ def write_episode_tables(root: pathlib.Path, episodes: list[dict], offsets: np.n
             "dataset_from_index": int(offsets[index]),
             "dataset_to_index": int(offsets[index + 1]),
         }
-        for key in VIDEO_KEYS.values():
+        for key in entry["video_keys"]:
             row |= {
                 f"videos/{key}/chunk_index": task,
                 f"videos/{key}/file_index": entry["file"],
@@ -195,7 +222,7 @@ def write_tasks(meta: pathlib.Path) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), meta / "tasks.parquet")
 
 
-def features() -> dict:
+def features(modalities: Collection[Modality]) -> dict:
     """Returns the features entry of info.json for the cameras as drawn here."""
     columns = {
         "action": ("float32", 23),
@@ -210,9 +237,17 @@ def features() -> dict:
         "index": ("int64", 1),
         "task_index": ("int64", 1),
     }
-    return {key: video_feature(camera, "hevc") for camera, key in VIDEO_KEYS.items()} | {
-        name: {"dtype": dtype, "shape": [size], "names": None} for name, (dtype, size) in columns.items()
-    }
+    videos = {key: video_feature(camera, "hevc") for camera, key in VIDEO_KEYS.items()}
+    if "depth" in modalities:
+        videos |= {key: depth_feature(camera) for camera, key in DEPTH_KEYS.items()}
+    return videos | {name: {"dtype": dtype, "shape": [size], "names": None} for name, (dtype, size) in columns.items()}
+
+
+def depth_feature(camera: str) -> dict:
+    """Returns the entry of info.json's features of a camera's depth: one channel, in m."""
+    feature = video_feature(camera, "hevc", channel="depth", pixel_format="gray12le")
+    size = SIZES[camera]
+    return feature | {"shape": [size, size, 1], "info": feature["info"] | {"video.channels": 1}}
 
 
 def suffix(video_key: str) -> str:

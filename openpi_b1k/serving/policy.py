@@ -1,5 +1,6 @@
 """A policy: raw samples in, action chunks out. Everything it needs comes from a checkpoint directory."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -49,7 +50,7 @@ class Policy:
         self.robot = r1pro(config.data.transforms.state_layout)
         self._params = params
         transforms, stats = config.data.transforms, assets.norm_stats
-        self._inputs = input_pipeline(transforms, config.model, self.robot, stats, tokenizer)
+        self._inputs = input_pipeline(config.data, config.model, self.robot, stats, tokenizer)
         self._outputs = output_pipeline(transforms, config.model, self.robot, stats)
         self._sample = compiled_sampler(config.model)
         self._key = jax.random.key(seed)
@@ -85,7 +86,7 @@ class Policy:
         """Returns one action chunk per raw sample, float32 [n, action horizon, 23], in the robot's units.
 
         Raises:
-            KeyError: a sample lacks a camera, the prompt or the proprio.
+            KeyError: a sample lacks a camera, its depth, the prompt or the proprio.
             ValueError: a sample does not fit the robot or the model; the message says how.
         """
         inputs = [self._inputs(sample) for sample in samples]
@@ -106,7 +107,8 @@ def to_observation(inputs: Sequence[dict[str, Any]]) -> Observation:
     def stack(*values: np.ndarray) -> np.ndarray:
         return np.stack(values)
 
-    names = ("images", "image_masks", "state", "prompt_tokens", "prompt_mask")
+    fields = [field.name for field in dataclasses.fields(Observation)]
+    names = [name for name in fields if name in inputs[0]]
     return Observation(**jax.tree.map(stack, *[{name: one[name] for name in names} for one in inputs]))
 
 

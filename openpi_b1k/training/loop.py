@@ -7,12 +7,19 @@ import pathlib
 import jax
 
 from openpi_b1k import metrics, sharding
-from openpi_b1k.checkpoints.contents import Assets, CheckpointInfo, code_version, completed_checkpoints, files
+from openpi_b1k.checkpoints.contents import (
+    Assets,
+    CheckpointInfo,
+    beyond_openpi,
+    code_version,
+    completed_checkpoints,
+    files,
+)
 from openpi_b1k.checkpoints.manager import CheckpointManager
 from openpi_b1k.config import serialize
 from openpi_b1k.data.loader import Loader
 from openpi_b1k.training import report
-from openpi_b1k.training.start import Training
+from openpi_b1k.training.start import Training, source_infos
 from openpi_b1k.training.state import TrainState, shardings_of, split
 from openpi_b1k.training.step import StepFunction, train_step
 from openpi_b1k.training.stopping import InterruptedTraining, StopRequest
@@ -25,6 +32,8 @@ def train(training: Training) -> pathlib.Path:
     Raises:
         NonFiniteLossError: the loss or its gradient is not a number; earlier checkpoints are kept.
         InterruptedTraining: SIGINT or SIGTERM came; the run has been saved and can be resumed.
+        BadSampleError: a sample cannot be read, and the config does not skip such.
+        WorkerError: a worker process of the loader was killed.
     """
     config = training.config
     with contextlib.ExitStack() as stack:
@@ -42,7 +51,7 @@ def train(training: Training) -> pathlib.Path:
             if completed == training.completed_steps + 1:
                 report.log_batch(batch)
             state, measured = step(state, batch)
-            window.add(completed, measured, loader.data_wait_s)
+            window.add(completed, measured, loader.data_wait_s, loader.skipped_samples)
             bar.advance(window.newest)
 
             is_last = completed == config.num_steps
@@ -70,9 +79,9 @@ def compiled_step(training: Training, state: TrainState) -> StepFunction:
 
 def open_loader(training: Training) -> Loader:
     """Returns the loader at the run's position. With another batch size than before, that is the next whole batch."""
-    config, data = training.config, training.data
+    config = training.config
     start_step = -(-training.samples_consumed // config.batch_size)
-    return Loader(data.dataset, data.pipeline, config, sharding.batch_sharding(training.mesh), start_step)
+    return Loader(training.data.mixture, config, sharding.batch_sharding(training.mesh), start_step)
 
 
 def open_writers(training: Training) -> metrics.MetricsWriters:
@@ -103,6 +112,8 @@ def checkpoint_files(training: Training, completed_steps: int) -> dict[str, byte
         data_fingerprint=data.fingerprint,
         has_ema=config.ema_decay is not None,
         code_version=code_version(),
+        beyond_openpi=beyond_openpi(config),
+        sources=source_infos(data),
     )
     config = dataclasses.replace(config, resume=False, overwrite=False)
     return files(config, info, Assets(data.norm_stats, data.prompts, data.tokenizer.model_bytes))

@@ -23,7 +23,7 @@ NAME_BYTES = 512
 # Fields that say where and how a run is started, not what it computes.
 UNCOMPARED = ("name", "exp_name", "checkpoint_dir", "resume", "overwrite")
 # What a checkpoint is made of: sizes, and what its numbers mean. `model.remat` only trades memory for time.
-FIXED = ("model.", "data.generation", "data.transforms.")
+FIXED = ("model.", "data.generation", "data.cameras", "data.modalities", "data.transforms.")
 FREE = ("model.remat",)
 
 
@@ -119,13 +119,32 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, checkpoint: pathli
         logger.warning("resumed with a change: %s", _change(name, *differing[name]))
 
 
-def check_fingerprint(stored: str, found: str) -> None:
-    """Says so if a resumed run reads other data than before."""
-    if stored != found:
+def check_data(info: contents.CheckpointInfo, fingerprint: str, sources: tuple[contents.SourceInfo, ...]) -> None:
+    """Says so if a resumed run reads other data than before.
+
+    Args:
+        info: of the checkpoint.
+        fingerprint: of all data sets found.
+        sources: the data sets found.
+    """
+    if info.data_fingerprint != fingerprint:
         logger.warning(
-            "resumed on other data: the fingerprint was %s and is %s; the run goes on at its position in the new order",
-            stored,
-            found,
+            "resumed on other data; the run goes on at its position in the new order. Before: %s. Now: %s",
+            "; ".join(map(str, info.sources)) or info.data_fingerprint,
+            "; ".join(map(str, sources)),
+        )
+
+
+def check_norm_stats(stored: str, found: str, checkpoint: pathlib.Path) -> None:
+    """Checks that a resumed run normalises as before; the norm stats are given as JSON.
+
+    Raises:
+        ValueError: it would not.
+    """
+    if stored != found:
+        raise ValueError(
+            f"the norm stats differ from those {checkpoint} was trained with, as data or --norm-stats have changed; "
+            f"keep them with --norm-stats {checkpoint}"
         )
 
 

@@ -4,6 +4,7 @@ Order matters: all that can be refused is refused before anything is deleted or 
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 
@@ -22,6 +23,7 @@ from openpi_b1k.training.state import (
     TrainState,
     abstract_state,
     merge,
+    random_groups,
     random_state,
     shardings_of,
     split,
@@ -82,18 +84,31 @@ def start(config: TrainConfig, data: TrainingData) -> Training:
         training.state = random_state(model, optimizer, config, abstract)
     else:
         params = load_params(
-            config.weights, abstract.params, shardings_of(abstract.params), kind=config.weights_kind
+            config.weights,
+            abstract.params,
+            shardings_of(abstract.params),
+            kind=config.weights_kind,
+            draw=functools.partial(random_groups, model, config, abstract.params),
         )
         training.state = state_from_params(params, optimizer, config, abstract)
     runs.create(run)
     return training
 
 
+def source_infos(data: TrainingData) -> tuple[contents.SourceInfo, ...]:
+    """Returns what a checkpoint says about the data sets of a run."""
+    return tuple(
+        contents.SourceInfo(source.config.name, source.fingerprint, source.revision) for source in data.sources
+    )
+
+
 def _resumed(training: Training, abstract: TrainState, checkpoint: pathlib.Path) -> Training:
     """Returns the run as it was when `checkpoint` was saved."""
     runs.check_resumable(training.config, contents.read_config(checkpoint), checkpoint)
     info = contents.read_info(checkpoint)
-    runs.check_fingerprint(info.data_fingerprint, training.data.fingerprint)
+    runs.check_data(info, training.data.fingerprint, source_infos(training.data))
+    stored = contents.read_assets(checkpoint).norm_stats
+    runs.check_norm_stats(stored.to_json(), training.data.norm_stats.to_json(), checkpoint)
     training.state = merge(*manager.restore(checkpoint, *split(abstract)))
     training.completed_steps, training.samples_consumed = info.completed_steps, info.samples_consumed
     logger.info("resumed from %s after %d steps", checkpoint, info.completed_steps)

@@ -86,6 +86,17 @@ def random_state(
     return jax.jit(create, out_shardings=shardings_of(abstract))(init_key(config.seed))
 
 
+def random_groups(model: Model, config: TrainConfig, abstract: Params, groups: list[str]) -> Params:
+    """Returns the named groups of `random_state`'s parameters, and draws no others; `abstract` says where they lie."""
+
+    def create(key: PRNGKeyArray) -> Params:
+        params = model.init_params(key)
+        return {group: params[group] for group in groups}
+
+    shardings = {group: shardings_of(abstract[group]) for group in groups}
+    return jax.jit(create, out_shardings=shardings)(init_key(config.seed))
+
+
 def state_from_params(
     params: Params, optimizer: optax.GradientTransformation, config: TrainConfig, abstract: TrainState
 ) -> TrainState:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from openpi_b1k.training.step import Metrics
 logger = logging.getLogger(__name__)
 
 STEPS_IN_FLIGHT = 2
+MAX_DATA_WAIT = 0.05
+"""Share of the time spent waiting for data above which a warning says what to change."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -31,6 +34,7 @@ class Window:
         self._action = action
         self._measured: list[tuple[int, Metrics]] = []
         self._done: Metrics = {}
+        self._skipped_samples = 0
         self._is_compiled = False
         self._start_clock()
 
@@ -39,13 +43,14 @@ class Window:
         self._num_timed = 0
         self._data_wait_s = 0.0
 
-    def add(self, step: int, metrics: Metrics, data_wait_s: float) -> None:
-        """Adds what update number `step` measured and how long it waited for its batch.
+    def add(self, step: int, metrics: Metrics, data_wait_s: float, skipped_samples: int = 0) -> None:
+        """Adds what update number `step` measured, how long it waited for its batch and what was replaced in that.
 
         Returns when all but the last STEPS_IN_FLIGHT updates are done, so that batches do not pile up on the devices.
         The first update of the run, which includes compilation, is waited for and left out of the rates.
         """
         self._measured.append((step, metrics))
+        self._skipped_samples += skipped_samples
         if not self._is_compiled:
             self._done = jax.block_until_ready(metrics)
             logger.info("the first step took %.1f s, compilation included", time.perf_counter() - self._started_at)
@@ -83,10 +88,11 @@ class Window:
         )
 
     def close(self) -> Mapping[str, float]:
-        """Returns the means over the window and empties it.
+        """Returns the means over the window and empties it; warns if the window waited much for data.
 
         The keys: loss, loss/<action field> for each field, grad_norm, param_norm, learning_rate, samples_per_s,
-        data_wait (the share of the time spent waiting for a batch), unix_time (seconds).
+        data_wait (the share of the time spent waiting for a batch), skipped_samples (bad ones that this process
+        replaced), unix_time (seconds).
 
         Raises:
             NonFiniteLossError: as `check`.
@@ -97,8 +103,12 @@ class Window:
         per_dim = means.pop("loss_per_dim")
         loss = means.pop("loss")
         fields = {f"loss/{name}": per_dim[self._action.slice(name)].mean() for name in self._action.names}
-        line = {"loss": loss, **fields, **means, **self._rates(), "unix_time": time.time()}
+        rates = self._rates()
+        _warn_of_waiting(rates.get("data_wait", 0.0))
+        counts = {"skipped_samples": self._skipped_samples}
+        line = {"loss": loss, **fields, **means, **rates, **counts, "unix_time": time.time()}
         self._measured.clear()
+        self._skipped_samples = 0
         self._start_clock()
         return {name: float(value) for name, value in line.items()}
 
@@ -111,3 +121,14 @@ class Window:
             "samples_per_s": self._num_timed * self._batch_size / elapsed,
             "data_wait": self._data_wait_s / elapsed,
         }
+
+
+def _warn_of_waiting(data_wait: float) -> None:
+    if data_wait > MAX_DATA_WAIT:
+        logger.warning(
+            "%.0f %% of the time since the last line was spent waiting for data: raise --data.num-workers (this "
+            "machine has %d cores), give --data.frame-cache-gib if the data fit into memory, or re-encode them at the "
+            "model's size with scripts/prepare_dataset.py",
+            100 * data_wait,
+            os.cpu_count() or 1,
+        )

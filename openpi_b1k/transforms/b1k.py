@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from openpi_b1k.config.data import EXTRA_CAMERA, Modality
 from openpi_b1k.robots.layout import Robot
 from openpi_b1k.transforms.base import Sample
 
@@ -26,17 +27,20 @@ def extract_state(robot: Robot, proprio: np.ndarray) -> np.ndarray:
 class B1kInputs:
     """Raw sample -> `state`, `images`, `image_masks`, `prompt`, and `actions` and `is_pad` where the sample has them.
 
-    `raw_state` is the state as it is now, for the way back; nothing after this transform changes it.
+    `raw_state` is the state as it is now, for the way back; nothing after this transform changes it. With those
+    modalities also `depth` float32 [h, w] in m and `labels`, uint8 [h, w] or, where nobody knows the current skill's
+    objects, None.
     """
 
     robot: Robot
     cameras: tuple[str, ...]
+    modalities: tuple[Modality, ...] = ("rgb",)
 
     def __call__(self, sample: Sample) -> Sample:
         """Returns the fields the model's input is made of, and no others.
 
         Raises:
-            KeyError: a camera, the prompt or proprio is missing.
+            KeyError: a camera, its depth, its segmentation (where there are actions), the prompt or proprio is missing.
             ValueError: something has the wrong size or type, or is not finite.
         """
         missing = [name for name in ("proprio", "images", "prompt") if name not in sample]
@@ -51,16 +55,30 @@ class B1kInputs:
             "image_masks": dict.fromkeys(self.cameras, np.True_),
             "prompt": sample["prompt"],
         }
+        if "depth" in self.modalities:
+            fields["depth"] = self._extra(sample, "depth")
+        if "segmentation" in self.modalities:
+            is_served = "segmentation" not in sample and "actions" not in sample
+            fields["labels"] = None if is_served else self._extra(sample, "segmentation")
         if "actions" in sample:
             fields |= {"actions": self._actions(sample), "is_pad": sample["is_pad"]}
         return fields
+
+    def _extra(self, sample: Sample, modality: Modality) -> np.ndarray:
+        """Returns what the extra camera shows in a modality other than RGB."""
+        if EXTRA_CAMERA not in sample.get(modality, {}):
+            raise KeyError(
+                f"no {modality} of camera {EXTRA_CAMERA!r}{_where(sample)}, but the model was told to expect it with "
+                f"--data.modalities {' '.join(self.modalities)}"
+            )
+        return sample[modality][EXTRA_CAMERA]
 
     def _image(self, sample: Sample, camera: str) -> np.ndarray:
         images = sample["images"]
         if camera not in images:
             raise KeyError(
                 f"no image of camera {camera!r}{_where(sample)}; there are: {', '.join(images)}; "
-                "choose cameras with --data.transforms.cameras"
+                "choose cameras with --data.cameras"
             )
         image = images[camera]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:

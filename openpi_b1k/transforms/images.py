@@ -8,11 +8,18 @@ import PIL.Image
 from openpi_b1k.transforms.base import Sample
 
 
-def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the image scaled into a square of `size` pixels, centred, the rest black: uint8 [size, size, 3].
+def resize_with_pad(
+    image: np.ndarray, size: int, resample: PIL.Image.Resampling = PIL.Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """Returns the image scaled into a square of `size` pixels, centred, the rest 0: [size, size] or [size, size, 3].
 
     An image of that size is returned as it is. Source: openpi `image_tools.py` (Pillow, bilinear, sizes rounded down),
     with which it agrees bit for bit.
+
+    Args:
+        image: uint8 [h, w, 3] or [h, w].
+        size: height and width in pixels.
+        resample: bilinear for colours, nearest for labels.
     """
     height, width = image.shape[:2]
     if height == width == size:
@@ -21,10 +28,10 @@ def resize_with_pad(image: np.ndarray, size: int) -> np.ndarray:
     new_height, new_width = (
         size if side == longest else max(1, int(side / (longest / size))) for side in (height, width)
     )
-    resized = np.asarray(PIL.Image.fromarray(image).resize((new_width, new_height), PIL.Image.Resampling.BILINEAR))
+    resized = np.asarray(PIL.Image.fromarray(image).resize((new_width, new_height), resample))
     if height == width:
         return resized
-    padded = np.zeros((size, size, 3), np.uint8)
+    padded = np.zeros((size, size, *image.shape[2:]), np.uint8)
     top, left = (size - new_height) // 2, (size - new_width) // 2
     padded[top : top + new_height, left : left + new_width] = resized
     return padded

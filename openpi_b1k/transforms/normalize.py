@@ -24,7 +24,7 @@ STATISTICS = ("mean", "std", "q01", "q99")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FieldStats:
-    """Statistics of each entry of a vector, all float64 [size]."""
+    """Statistics of each entry of a vector, all float64 [size]; of actions also [ah, size], by step of the chunk."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -35,13 +35,14 @@ class FieldStats:
         for name in STATISTICS:
             object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
         shapes = {name: getattr(self, name).shape for name in STATISTICS}
-        if len(set(shapes.values())) != 1 or self.mean.ndim != 1:
-            raise ValueError(f"norm stats must be vectors of one size; got {shapes}")
+        if len(set(shapes.values())) != 1 or self.mean.ndim not in (1, 2):
+            raise ValueError(f"norm stats must be vectors of one size, or tables of one shape; got {shapes}")
         for name in STATISTICS:
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"norm stats must be finite; {name} is {getattr(self, name).tolist()}")
-        if (self.std < 0).any() or (self.q99 < self.q01).any():
-            entries = np.flatnonzero((self.std < 0) | (self.q99 < self.q01)).tolist()
+        is_bad = (self.std < 0) | (self.q99 < self.q01)
+        if is_bad.any():
+            entries = np.unique(np.nonzero(is_bad)[-1]).tolist()
             raise ValueError(f"norm stats must have std >= 0 and q99 >= q01; not so in entries {entries}")
 
     def first(self, size: int, name: str) -> "FieldStats":
@@ -50,14 +51,14 @@ class FieldStats:
         Raises:
             ValueError: there are fewer, or the rest is not zero.
         """
-        given = self.mean.size
+        given = self.mean.shape[-1]
         values = {statistic: getattr(self, statistic) for statistic in STATISTICS}
-        if given < size or any(value[size:].any() for value in values.values()):
+        if given < size or any(value[..., size:].any() for value in values.values()):
             raise ValueError(
                 f"norm stats of {name} must have {size} entries, or more that are all zero (padding); got {given}; "
                 "they belong to another robot or data set: compute them with `uv run scripts/compute_norm_stats.py`"
             )
-        return FieldStats(**{statistic: value[:size] for statistic, value in values.items()})
+        return FieldStats(**{statistic: value[..., :size] for statistic, value in values.items()})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,14 +147,19 @@ def scaling(stats: FieldStats, normalization: Normalization) -> Scaling:
 
 
 def near_constant(norm_stats: NormStats, robot: Robot, normalization: Normalization) -> tuple[str, ...]:
-    """Returns the entries the guard applies to, such as `actions.base[1]`: worth a line in the log."""
+    """Returns the entries the guard applies to, at any step, such as `actions.base[1]`: worth a line in the log."""
     stats = norm_stats.for_robot(robot)
     return tuple(
         f"{name}.{entry}"
         for name, field, layout in (("state", stats.state, robot.state), ("actions", stats.actions, robot.action))
-        for entry, value in zip(_entry_names(layout), spread(field, normalization), strict=True)
+        for entry, value in zip(_entry_names(layout), _least(spread(field, normalization)), strict=True)
         if value < NEAR_CONSTANT
     )
+
+
+def _least(values: np.ndarray) -> np.ndarray:
+    """Returns the least of each entry over the steps of [size] or [ah, size]."""
+    return np.atleast_2d(values).min(axis=0)
 
 
 def _entry_names(layout: Layout) -> list[str]:

@@ -28,6 +28,8 @@ class PadToModel:
             "prompt_tokens": sample["prompt_tokens"],
             "prompt_mask": sample["prompt_mask"],
         }
+        if "point_cloud" in sample:
+            padded["point_cloud"] = sample["point_cloud"]
         if "actions" in sample:
             padded |= {"actions": self._pad(sample["actions"]), "action_mask": self._mask(sample)}
         return padded

@@ -112,6 +112,49 @@ def test_parameters_that_are_not_the_models_are_refused(data_dir, tmp_path):
         load(tmp_path / "else")
 
 
+SEEING = dataclasses.replace(STORED, point_clouds=True)
+
+
+def test_an_encoder_that_is_not_stored_starts_from_random_numbers(data_dir, caplog):
+    model, asked = Model(SEEING), []
+    fresh = jax.jit(model.init_params)(jax.random.key(0))["point_cloud"]
+
+    def draw(groups):
+        asked.append(groups)
+        return {"point_cloud": fresh}
+
+    with caplog.at_level(logging.WARNING):
+        params = load(data_dir / "openpi_checkpoint" / "7", SEEING, draw=draw)
+    assert asked == [["point_cloud"]]
+    assert params.pop("point_cloud") is fresh
+    for name, value in flatten(halves(data_dir)).items():
+        np.testing.assert_array_equal(flatten(params)[name], value, err_msg=name)
+    assert "so they start from random numbers: point_cloud" in caplog.text
+
+
+def test_nothing_is_drawn_without_being_asked_for(data_dir):
+    with pytest.raises(ValueError, match="missing 'point_cloud/mlp_hidden/bias'"):
+        load(data_dir / "openpi_checkpoint" / "7", SEEING)
+    load(data_dir / "openpi_checkpoint" / "7", draw=lambda groups: pytest.fail(f"drew {groups}"))
+
+
+def test_a_stored_encoder_is_read_and_half_a_one_is_refused(tmp_path):
+    model = Model(SEEING)
+    weights = jax.jit(model.init_params)(jax.random.key(1))
+    item = openpi_rules.with_value_leaves(openpi_rules.to_openpi(weights))
+    assert item["params"]["point_cloud"].keys() == {"mlp_in", "mlp_hidden", "mlp_out"}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "whole", item)
+        del item["params"]["point_cloud"]["mlp_out"]
+        checkpointer.save(tmp_path / "half", item)
+    params = load(tmp_path / "whole", SEEING, draw=lambda groups: pytest.fail(f"drew {groups}"))
+    jax.tree.map(np.testing.assert_array_equal, params, weights)
+    with pytest.raises(ValueError, match="missing 'point_cloud/mlp_out/bias'"):
+        load(tmp_path / "half", SEEING, draw=lambda groups: pytest.fail(f"drew {groups}"))
+    with pytest.raises(ValueError, match="unknown 'point_cloud/mlp_hidden/bias'"):
+        load(tmp_path / "whole")
+
+
 def test_a_directory_without_weights_is_refused(data_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing at"):
         load(tmp_path / "nowhere")

@@ -56,7 +56,8 @@ def test_flatten_and_unflatten_are_inverse():
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    config = ModelConfig(vision=SIGLIP_TINY, vlm=GEMMA_TINY, action_expert=GEMMA_TINY, vocab_size=8, image_size=28)
+    sizes = {"vision": SIGLIP_TINY, "vlm": GEMMA_TINY, "action_expert": GEMMA_TINY}
+    config = ModelConfig(**sizes, vocab_size=8, image_size=28, point_clouds=True)
     return Model(config).abstract_params()
 
 

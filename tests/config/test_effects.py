@@ -8,12 +8,23 @@ import pytest
 
 from configs import debug
 from openpi_b1k import paths
-from openpi_b1k.config.data import SAMPLE_TOKENIZER
+from openpi_b1k.config.data import SAMPLE_TOKENIZER, SourceConfig
 from openpi_b1k.config.serialize import flatten
 from openpi_b1k.config.train import TrainConfig
 from tests.config import views
 
 SAMPLE = {"data.source": "sample", "data.sample_demos": 8}
+READ = {**SAMPLE, "model.max_prompt_tokens": 192}  # sentences are longer than the random data's
+RECORDED = {"data.source": "b1k", "data.root": str(pathlib.Path(__file__).parents[1] / "data/b1k_2025")}
+NUMBERS = SourceConfig(name="more", source="random", transforms=debug.CONFIG.data.transforms)
+MIXED = {"data.extra_sources": (NUMBERS,)}
+SAME_AGAIN = {
+    **READ,
+    "data.extra_sources": (
+        dataclasses.replace(NUMBERS, source="sample", sample_demos=8, tasks=("press_red_button_with_left_gripper",)),
+    ),
+}
+DEPTH = {"data.modalities": ("rgb", "depth"), "model.point_clouds": True, "data.transforms.depth_stride": 9}
 EXPERTS = ("vlm", "action_expert")
 
 
@@ -31,6 +42,7 @@ EFFECTS = {
     "resume": (views.run_directory, True, {"exp_name": "old"}),
     "overwrite": (views.run_directory, True, {"exp_name": "old"}),
     "weights": (views.initial_weights, "/some/params", {}),
+    "norm_stats": (views.statistics, "/nowhere/norm_stats.json", {}),
     "weights_kind": (views.initial_weights, "live", {"weights": "/some/params"}),
     **{
         f"model.vision.{name}": (views.vision, value, {})
@@ -55,24 +67,40 @@ EFFECTS = {
     "model.image_size": (views.vision, 42, {}),
     "model.action_dim": (views.suffix, 40, {}),
     "model.action_horizon": (views.batch, 5, {}),
+    "model.point_clouds": (views.abstract_params, True, {}),
     "model.max_prompt_tokens": (views.batch, 200, {}),
     "model.num_flow_steps": (views.sampling_program, 3, {}),
     "model.dtype": (views.loss_program, "bfloat16", {}),
     "model.remat": (views.loss_program, "full", {}),
+    "data.name": (views.log_of_data, "numbers", {}),
     "data.source": (views.batch_or_refusal, "b1k", {}),
     "data.generation": (views.batch, "2026", {}),
     "data.root": (views.root, "/elsewhere", {"data.source": "b1k"}),
     "data.tasks": (views.demonstrations, ("press_red_button_with_left_gripper",), SAMPLE),
+    "data.episodes": (views.demonstrations, (0,), SAMPLE),
+    "data.validation_episodes": (views.demonstrations, (0,), SAMPLE),
+    "data.cameras": (views.batch, ("head", "left_wrist"), {}),
+    "data.modalities": (views.demonstrations, ("rgb", "depth"), SAMPLE),
+    "data.prompt_level": (views.demonstrations, 1, SAMPLE),
+    "data.skill_weights": (views.demonstrations, (("press", 0.5),), SAMPLE),
+    "data.trim_idle": (views.demonstrations, False, RECORDED),
+    "data.weight": (views.sequence, 3.0, MIXED),
+    "data.extra_sources": (views.sequence, MIXED["data.extra_sources"], {}),
+    "data.norm_stats_of": (views.statistics, "own", SAME_AGAIN),
+    "data.order": (views.sequence, "frames", READ),
+    "data.window_gb": (views.sequence, 1.0, {**READ, "data.order": "spans", "data.window_gb": 100.0}),
+    "data.on_bad_sample": (views.skipping, "skip", {}),
+    "data.transforms.depth_stride": (views.batch_or_refusal, 8, DEPTH),
+    "data.transforms.per_step_norm": (views.batch, True, READ),
     "data.transforms.state_layout": (views.batch, "grippers_last", {}),
     "data.transforms.delta_fields": (views.batch, ("torso",), {}),
     "data.transforms.normalization": (views.batch, "zscore", {}),
     "data.transforms.clip_normalized": (views.batch, 1.25, {}),
     "data.transforms.mask_padding": (views.batch, False, {}),
     "data.transforms.tokenizer": (views.batch_or_refusal, "/nowhere/tokenizer.model", {}),
-    "data.transforms.cameras": (views.batch, ("head", "left_wrist"), {}),
     "data.num_workers": (views.workers, 2, {"data.num_workers": 1}),
     "data.prefetch": (views.workers, 5, {"data.num_workers": 1}),
-    "data.frame_cache_gib": (views.demonstrations, 0.1, SAMPLE),
+    "data.frame_cache_gib": (views.sequence, 0.1, READ),
     "data.sample_demos": (views.made_demonstrations, 9, SAMPLE),
     "optimizer.b1": (views.updates, 0.5, {}),
     "optimizer.b2": (views.updates, 0.5, {}),
@@ -154,10 +182,13 @@ def look():
 def test_a_change_shows(field, effect, look, sample_root):
     view, value, company = effect
     base = change(dataclasses.replace(debug.CONFIG, name="debug"), company)
-    if view is views.demonstrations:
-        base = change(base, {"data.root": str(sample_root(base.data.generation))})
+    if base.data.source == "sample" and view not in (views.made_demonstrations, views.rollouts):
+        sources = [
+            dataclasses.replace(each, root=str(sample_root(each.generation, "depth"))) for each in base.data.sources
+        ]
+        base = change(base, {"data": dataclasses.replace(sources[0], extra_sources=tuple(sources[1:]))})
     changed = change(base, value if isinstance(value, dict) else {field: value})
-    assert flatten(changed)[field] != flatten(base)[field]
+    assert flatten(changed) != flatten(base)
     assert look(view, changed) != look(view, base)
 
 

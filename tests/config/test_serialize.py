@@ -5,6 +5,7 @@ import pytest
 
 import configs
 from openpi_b1k.config import cli, serialize
+from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.models.pi0 import Model
@@ -33,7 +34,8 @@ def test_every_recipe_survives_json(recipe):
 
 def test_every_recipe_builds_its_parameters_without_memory(recipe):
     params = Model(recipe.model).abstract_params()
-    assert set(params) == {"vision", "vlm", "action_expert", "suffix"}
+    extra = {"point_cloud"} if recipe.model.point_clouds else set()
+    assert set(params) == {"vision", "vlm", "action_expert", "suffix", *extra}
     if recipe.model == ModelConfig():
         assert count(params) == PI05_PARAMETERS
 
@@ -53,6 +55,18 @@ def test_values_that_json_knows_differently_come_back_as_they_were():
     assert hash(back.model) == hash(config.model)
 
 
+def test_a_mixture_survives_json_and_its_parts_are_numbered_when_flat():
+    base = RECIPES["pi05_b1k"]
+    more = SourceConfig(name="rft", tasks=("radio",), weight=0.4, skill_weights=(("press", 0.5), ("all", 1.0)))
+    config = dataclasses.replace(base, data=dataclasses.replace(base.data, extra_sources=(more,), weight=0.6))
+    back = serialize.from_json(serialize.to_json(config))
+    assert back == config
+    assert back.data.sources[1] == more
+    flat = serialize.flatten(config)
+    assert flat["data.extra_sources.0.weight"] == 0.4
+    assert flat["data.extra_sources.0.transforms.normalization"] == "quantile"
+
+
 @pytest.mark.parametrize(
     "path", [(), ("model",), ("model", "vlm"), ("data", "transforms"), ("optimizer",), ("checkpoints",)], ids=".".join
 )
@@ -69,7 +83,7 @@ def test_unknown_keys_are_refused_at_every_level(path):
         ((), "batch_size", "many", "batch_size\n.*valid integer"),
         ((), "batch_size", 0, "batch_size must be at least 1; got 0"),
         ((), "wandb", "sometimes", "'off', 'offline' or 'online'"),
-        (("data", "transforms"), "cameras", ["tail"], "no camera 'tail'; known cameras: head, left_wrist, right_wrist"),
+        (("data",), "cameras", ["tail"], "no camera 'tail'; known cameras: head, left_wrist, right_wrist"),
         (("model", "vlm"), "width", 1.5, "width\n.*valid integer"),
         (("model", "vlm"), "depth", 7, "vlm and action_expert share one attention, so depth must be equal"),
     ],

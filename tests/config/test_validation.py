@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs import pi05_b1k, pi05_b1k_2026
-from openpi_b1k.config.data import PALIGEMMA_TOKENIZER, DataConfig, TransformConfig
+from openpi_b1k.config.data import PALIGEMMA_TOKENIZER, DataConfig, SourceConfig, TransformConfig
 from openpi_b1k.config.model import GEMMA_TINY, SIGLIP_TINY, GemmaConfig, ModelConfig, SiglipConfig
 from openpi_b1k.config.serialize import flatten
 from openpi_b1k.config.train import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -25,7 +25,7 @@ SHARED = {
     "data.transforms.normalization": "quantile",
     "data.transforms.clip_normalized": 5.0,
     "data.transforms.mask_padding": True,
-    "data.transforms.cameras": ("head", "left_wrist", "right_wrist"),
+    "data.cameras": ("head", "left_wrist", "right_wrist"),
     "data.transforms.tokenizer": "gs://big_vision/paligemma_tokenizer.model",
     "optimizer.b1": 0.9,
     "optimizer.b2": 0.95,
@@ -98,16 +98,40 @@ REFUSALS = [
     ),
     (TransformConfig(), {"delta_fields": ("base",)}, "delta_fields must not hold 'base': its command"),
     (TransformConfig(), {"delta_fields": ("left_gripper",)}, "joint positions can be deltas: torso, left_arm, right"),
-    (TransformConfig(), {"cameras": ("tail",)}, "no camera 'tail'; known cameras: head, left_wrist, right_wrist"),
-    (TransformConfig(), {"cameras": ()}, "cameras must name at least one camera, each once; got ()"),
-    (TransformConfig(), {"cameras": ("head", "head")}, "cameras must name at least one camera, each once; got ('head'"),
+    (TransformConfig(), {"depth_stride": 0}, "depth_stride must be at least 1; got 0"),
+    (SourceConfig(), {"cameras": ("tail",)}, "no camera 'tail'; known cameras: head, left_wrist, right_wrist"),
+    (SourceConfig(), {"cameras": ()}, "cameras must name at least one camera; known cameras: head, left_wrist, right"),
+    (SourceConfig(), {"cameras": ("head", "head")}, "cameras must name each once; got ('head', 'head')"),
+    (SourceConfig(), {"episodes": (1, 1)}, "episodes must name each once; got (1, 1)"),
+    (SourceConfig(), {"episodes": (-1,)}, "episodes and validation_episodes are positions counted from 0"),
+    (SourceConfig(), {"validation_episodes": (0, -3)}, "episodes and validation_episodes are positions counted from 0"),
+    (SourceConfig(), {"modalities": ("depth",)}, "modalities must hold 'rgb'; got ('depth',)"),
+    (
+        SourceConfig(),
+        {"modalities": ("rgb", "depth"), "cameras": ("left_wrist",)},
+        "depth and segmentation are the head camera's; cameras are ('left_wrist',)",
+    ),
+    (SourceConfig(), {"weight": 0.0}, "weight must be above 0; got 0.0"),
+    (SourceConfig(), {"skill_weights": (("press", 1.5),)}, "in [0, 1]; got 1.5 for 'press': to see a skill more often"),
+    (SourceConfig(), {"skill_weights": (("press", 1.0), ("press", 0.5))}, "skill_weights must name each skill once"),
+    (DataConfig(), {"window_gb": 0.0}, "window_gb must be above 0; got 0.0"),
+    (
+        DataConfig(),
+        {"extra_sources": (SourceConfig(),)},
+        "the sources of a mixture need different names; got demonstrations, demonstrations",
+    ),
+    (
+        DataConfig(),
+        {"extra_sources": (SourceConfig(name="more", cameras=("head",)),)},
+        "source 'more' must have the main source's cameras and modalities",
+    ),
     (TransformConfig(), {"clip_normalized": 1.0}, "clip_normalized must be above 1 or None; got 1.0"),
     (DataConfig(), {"source": "sample"}, "sample_demos must be above 0 with source 'sample' and 0 otherwise; got 0"),
     (DataConfig(), {"sample_demos": 4}, "sample_demos must be above 0 with source 'sample' and 0 otherwise; got 4"),
     (DataConfig(), {"num_workers": -1}, "num_workers and frame_cache_gib must not be negative and prefetch at least 1"),
     (DataConfig(), {"prefetch": 0}, "and prefetch at least 1; got 8, 0.0 and 0"),
     (DataConfig(), {"frame_cache_gib": -1.0}, "must not be negative"),
-    (DataConfig(), {"tasks": ("a", "a")}, "tasks must name each task once; got ('a', 'a')"),
+    (DataConfig(), {"tasks": ("a", "a")}, "tasks must name each once; got ('a', 'a')"),
     (OptimizerConfig(), {"b1": 1.0}, "b1 and b2 must lie in [0, 1); got 1.0 and 0.95"),
     (OptimizerConfig(), {"b2": -0.1}, "b1 and b2 must lie in [0, 1); got 0.9 and -0.1"),
     (OptimizerConfig(), {"eps": 0.0}, "eps and clip_norm must be above 0 and weight_decay not negative; got 0.0"),
@@ -154,7 +178,8 @@ def test_what_is_impossible_is_refused(config, changes, message):
     [
         GemmaConfig(width=1, depth=1, mlp_dim=1, num_heads=1, num_kv_heads=1, head_dim=2),
         SiglipConfig(width=1, depth=1, mlp_dim=1, num_heads=1, patch_size=1),
-        TransformConfig(clip_normalized=None, cameras=("right_wrist", "head"), delta_fields=("torso",)),
+        TransformConfig(clip_normalized=None, depth_stride=1, delta_fields=("torso",)),
+        SourceConfig(cameras=("right_wrist", "head"), skill_weights=(("press", 0.0), ("all", 1.0)), episodes=(0,)),
         DataConfig(source="sample", sample_demos=1, num_workers=0, prefetch=1),
         OptimizerConfig(b1=0.0, b2=0.0, weight_decay=0.0),
         ScheduleConfig(warmup_steps=0, peak_lr=1.0, final_lr=0.0),

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 import pickle
 import re
@@ -20,12 +21,14 @@ import numpy as np
 
 from openpi_b1k import metrics, sharding
 from openpi_b1k.config.model import ModelConfig
-from openpi_b1k.data.batches import BatchSource
+from openpi_b1k.data.b1k import BadSampleError
+from openpi_b1k.data.batches import Shares
 from openpi_b1k.data.loader import Loader
-from openpi_b1k.data.open import data_root, open_demonstrations, open_training_data
+from openpi_b1k.data.open import open_training_data
+from openpi_b1k.data.order.rows import Rows
+from openpi_b1k.data.sources import data_root, open_source
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Batch, Observation
-from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.sample import demos
 from openpi_b1k.serving.policy import compiled_sampler
 from openpi_b1k.training import loop, runs, start
@@ -67,6 +70,10 @@ def suffix(config):
     return shapes(config.model)["suffix"]
 
 
+def abstract_params(config):
+    return shapes(config.model)
+
+
 def abstract_batch(config, num=2):
     """Returns a batch of the model's sizes, without values."""
     model = config.model
@@ -106,8 +113,8 @@ def sampling_program(config):
 def batch(config):
     """Returns a hash of the run's first batch."""
     data = open_training_data(config)
-    source = BatchSource(data.dataset, data.pipeline, config.seed, config.batch_size, 0, config.batch_size)
-    return digest(source[0])
+    rows = Rows(config.batch_size, 0, config.batch_size, num_workers=1)
+    return digest(Shares(data.mixture, rows, is_skipping=False)[0]["fields"])
 
 
 def batch_or_refusal(config):
@@ -127,9 +134,75 @@ def root(config):
 
 
 def demonstrations(config):
-    """Returns how many samples the demonstrations have, and the shape of an image as the data set gives it."""
-    dataset = open_demonstrations(config, r1pro(config.data.transforms.state_layout))
-    return len(dataset), dataset[0]["images"]["head"].shape
+    """Returns what a run reads of demonstrations, or what is said instead."""
+    try:
+        source = open_source(config.data, config, num_readers=1)
+    except ValueError as error:
+        return str(error)
+    first, index = source.dataset[0], source.demonstrations.index
+    prompts = [source.dataset[i]["prompt"] for i in range(0, len(source.dataset), 7)]
+    windows = [index.numbers.tolist(), index.begins.tolist(), index.ends.tolist()]
+    held_out = source.demonstrations.validation.numbers.tolist()
+    return (
+        source.order.num_samples,
+        prompts,
+        windows,
+        held_out,
+        {name: str(value)[:99] for name, value in first.items()},
+    )
+
+
+def sequence(config):
+    """Returns which samples of which sources come first, and which are decoded together."""
+    mixture = open_training_data(config).mixture
+    addresses = [mixture.address(n) for n in range(192)]
+    return [(source, index, None if run is None else run.tolist()) for source, index, run in addresses]
+
+
+def statistics(config):
+    """Returns what the sources are normalised with, or what is said instead."""
+    try:
+        data = open_training_data(config)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return [source.pipeline.transforms[2].norm_stats.to_json() for source in data.mixture.sources]
+
+
+def log_of_data(config):
+    """Returns what is logged about the data."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("openpi_b1k.data")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        open_training_data(config)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    return [record for record in records if record.startswith("source")]
+
+
+def skipping(config):
+    """Returns what a batch says that holds a sample which cannot be read."""
+    data = open_training_data(config)
+
+    def spoiled(i, run=None):
+        if i == data.mixture.address(0).index:
+            raise BadSampleError("spoiled")
+        return RandomDataset.get(data.dataset, i, run)
+
+    with mock.patch.object(type(data.dataset), "get", lambda self, i, run=None: spoiled(i, run)):
+        loader = Loader(data.mixture, config, sharding.batch_sharding(sharding.make_mesh(1)))
+        try:
+            next(loader)
+        except BadSampleError as error:
+            return str(error)
+        finally:
+            loader.close()
+        return loader.skipped_samples
 
 
 def workers(config):
@@ -142,7 +215,7 @@ def workers(config):
         raise InterruptedError
 
     with mock.patch.object(grain, "MultiprocessingOptions", note), contextlib.suppress(InterruptedError):
-        Loader(data.dataset, data.pipeline, config, sharding.batch_sharding(sharding.make_mesh(1))).close()
+        Loader(data.mixture, config, sharding.batch_sharding(sharding.make_mesh(1))).close()
     return asked
 
 
@@ -188,7 +261,7 @@ def plan(config):
 def initial_weights(config):
     """Returns where the first parameters come from: an address, or `random`."""
     drawn = mock.patch.object(start, "random_state", return_value="random")
-    read = mock.patch.object(start, "load_params", lambda address, *_, kind: (address, kind))
+    read = mock.patch.object(start, "load_params", lambda address, *_, kind, fresh: (address, kind))
     kept = mock.patch.object(start, "state_from_params", lambda params, *_: params)
     with tempfile.TemporaryDirectory() as directory, drawn, read, kept:
         config = dataclasses.replace(config, checkpoint_dir=directory)

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from openpi_b1k.config.data import TransformConfig
-from openpi_b1k.data.formats import open_index
-from openpi_b1k.data.prompts import read_tasks
+from openpi_b1k.data.index.formats import open_index
+from openpi_b1k.data.index.tasks import read_tasks
 from tests.dataset.dataset_cases import make_config
 
 PROMPT_0 = "Turn on the radio receiver that's on the table in the living room."
@@ -51,7 +50,7 @@ def edit_table(path, edit):
 
 
 def without_files(monkeypatch):
-    monkeypatch.setattr("openpi_b1k.data.formats.check_files", lambda index: None)
+    monkeypatch.setattr("openpi_b1k.data.index.formats.check_files", lambda index: None)
 
 
 def test_index_of_both_generations(generation, root, config):
@@ -89,11 +88,9 @@ def test_tasks_are_chosen_by_name(root, config):
 
 
 def test_unknown_tasks_are_refused(root, config):
-    with pytest.raises(
-        ValueError, match=r"no task 'picking_up_trsh' in .*tasks.jsonl; did you mean 'picking_up_trash'"
-    ):
+    with pytest.raises(ValueError, match=r"no task 'picking_up_trsh' in .*meta; did you mean 'picking_up_trash'"):
         open_index(root, dataclasses.replace(config.data, tasks=("turning_on_radio", "picking_up_trsh")))
-    with pytest.raises(ValueError, match=r"no task 'xyz' in .*known tasks: turning_on_radio, picking_up_trash"):
+    with pytest.raises(ValueError, match=r"no task 'xyz' in .*meta; known tasks: turning_on_radio, picking_up_trash"):
         open_index(root, dataclasses.replace(config.data, tasks=("xyz",)))
 
 
@@ -137,7 +134,8 @@ def test_missing_meta_files_are_refused(copies, generation, tmp_path):
     (root / "meta/episodes.jsonl").unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match=r"no episode (list|tables) at"):
         open_index(root, config.data)
-    (root / "meta/tasks.jsonl").unlink()
+    for path in (root / "meta").glob("tasks.*"):
+        path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no task list at .*tasks.jsonl; .*prompts"):
         open_index(root, config.data)
 
@@ -210,9 +208,9 @@ def test_a_camera_that_is_not_there_is_refused(copies, generation, monkeypatch):
     key = next(key for key in features if key.endswith(("rgb.left_wrist", "rgb.left_realsense_link_camera_0")))
     edit_json(root / "meta/info.json", features={name: value for name, value in features.items() if name != key})
     config = make_config(generation, None).data
-    with pytest.raises(ValueError, match=r"no video of camera 'left_wrist'; it has .*: see --data.transforms.cameras"):
+    with pytest.raises(ValueError, match=r"no video of camera 'left_wrist'; it has .*: see --data.cameras"):
         open_index(root, config)
-    index = open_index(root, dataclasses.replace(config, transforms=TransformConfig(cameras=("right_wrist", "head"))))
+    index = open_index(root, dataclasses.replace(config, cameras=("right_wrist", "head")))
     assert [video.camera for video in index.videos] == ["right_wrist", "head"]
 
 

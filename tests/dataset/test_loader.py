@@ -1,6 +1,8 @@
-"""Batches: the same for any number of workers, any start step and any split over processes."""
+"""Batches on the mesh: what they hold, in which process they are made, and how a loader ends."""
 
 import dataclasses
+import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from openpi_b1k.data.batches import BatchSource
-from openpi_b1k.data.loader import Loader, process_rows
+from openpi_b1k.data.b1k import BadSampleError
+from openpi_b1k.data.loader import Loader, WorkerError, process_rows
 from openpi_b1k.data.open import open_training_data
-from openpi_b1k.data.order import sample_index
+from openpi_b1k.data.order.rows import Rows
 from openpi_b1k.observation import Batch
-from tests.dataset.dataset_cases import NAMES, make_config
+from tests.dataset.dataset_cases import make_config
+from tests.dataset.mixture_cases import numbers
 
 
 @pytest.fixture
@@ -25,25 +28,22 @@ def sharding():
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 
 
-@dataclasses.dataclass(frozen=True)
-class FailingAt:
-    """A data set with one bad sample."""
-
-    dataset: object
-    bad: int
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, i):
-        if i == self.bad:
-            raise ValueError(f"sample {i} is bad")
-        return self.dataset[i]
+@pytest.fixture
+def random_config():
+    return make_config("2025", None, source="random")
 
 
-def load(data, config, sharding, start_step=0, num_batches=3):
-    with Loader(data.dataset, data.pipeline, config, sharding, start_step) as loader:
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def load(mixture, config, sharding, start_step=0, num_batches=3):
+    with Loader(mixture, config, sharding, start_step) as loader:
         return [next(loader) for _ in range(num_batches)]
+
+
+def states(batches):
+    return [np.asarray(batch.observation.state).tolist() for batch in batches]
 
 
 def assert_same(batches, others):
@@ -51,13 +51,22 @@ def assert_same(batches, others):
         jax.tree.map(np.testing.assert_array_equal, batch, other)
 
 
-def test_a_batch_holds_the_samples_of_its_positions(config, sharding):
-    data = open_training_data(config)
-    (batch,) = load(data, config, sharding, start_step=2, num_batches=1)
+def read_lines(path):
+    return path.read_text().splitlines()
+
+
+def assert_ended():
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert not multiprocessing.active_children()
+
+
+def test_a_batch_holds_the_samples_of_its_positions(random_config, sharding):
+    config, mixture = random_config, open_training_data(random_config).mixture
+    (batch,) = load(mixture, config, sharding, start_step=2, num_batches=1)
     assert isinstance(batch, Batch)
-    indices = sample_index(config.seed, np.arange(16, 24), len(data.dataset))
-    for row, i in enumerate(indices.tolist()):
-        sample = data.pipeline(data.dataset[i])
+    reversed_bits = lambda n: f"{n % 64:06b}"[::-1]  # noqa: E731
+    for row, n in enumerate(sorted(range(16, 24), key=reversed_bits)):
+        sample = mixture.sample(n)
         for camera, image in sample["images"].items():
             np.testing.assert_array_equal(batch.observation.images[camera][row], image)
             assert bool(batch.observation.image_masks[camera][row])
@@ -70,84 +79,100 @@ def test_a_batch_holds_the_samples_of_its_positions(config, sharding):
     assert (batch.actions.shape, batch.actions.dtype) == ((8, config.model.action_horizon, 32), np.float32)
 
 
-def test_resuming_equals_going_on(config, sharding):
-    data = open_training_data(config)
-    assert_same(load(data, config, sharding, 3, 2), load(data, config, sharding, 0, 5)[3:])
+def test_resuming_equals_going_on(random_config, sharding):
+    mixture = open_training_data(random_config).mixture
+    whole = load(mixture, random_config, sharding, 0, 5)
+    assert_same(load(open_training_data(random_config).mixture, random_config, sharding, 3, 2), whole[3:])
 
 
-class _Numbers:
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, i):
-        number = np.array(i)
-        images = {"head": number}
-        names = ("state", "prompt_tokens", "prompt_mask", "actions", "action_mask")
-        return {"images": images, "image_masks": images} | dict.fromkeys(names, number)
-
-
-def test_every_epoch_holds_every_sample_once():
-    source = BatchSource(_Numbers(100), lambda sample: sample, 0, 8, 0, 8)
-    seen = np.concatenate([source[step]["state"] for step in range(25)])
-    np.testing.assert_array_equal(np.sort(seen[:100]), np.arange(100))
-    np.testing.assert_array_equal(np.sort(seen[100:]), np.arange(100))
-
-
-def test_shares_of_processes_make_up_the_batch():
-    def source(first, stop):
-        return BatchSource(_Numbers(100), lambda sample: sample, 0, 8, first, stop)
-
-    whole = source(0, 8)[5]["images"]["head"]
-    np.testing.assert_array_equal(
-        np.concatenate([source(first, first + 2)[5]["images"]["head"] for first in (0, 2, 4, 6)]), whole
-    )
-
-
-def test_workers_make_the_same_batches_and_report_errors(data_dir, sharding):
-    config = make_config("2026", data_dir / NAMES["2026"])
-    with_workers = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=2))
-    data = open_training_data(config)
-    bad = int(sample_index(0, 4 * 8 + 3, len(data.dataset)))
-    first_seen = [int(i) for i in sample_index(0, np.arange(32), len(data.dataset))]
-    assert bad not in first_seen
-    expected = load(data, config, sharding, 0, 4)
-    failing = FailingAt(data.dataset, bad)
-    with Loader(failing, data.pipeline, with_workers, sharding, 1) as loader:
+def test_workers_make_the_same_batches_each_its_own_lanes_in_order(random_config, sharding, tmp_path):
+    config = dataclasses.replace(with_data(random_config, num_workers=2), batch_size=64)
+    expected = states(load(numbers(), with_data(config, num_workers=0), sharding, 0, 12))
+    with Loader(numbers(notes=tmp_path), config, sharding, 3) as loader:
         batches = [next(loader)]
         workers = multiprocessing.active_children()
-        assert len(workers) >= 2
+        assert len(workers) == 2
         for worker in workers:
             os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does; the process that trains decides what it means
-        assert_same([*batches, next(loader), next(loader)], expected[1:])
-        with pytest.raises(ValueError, match=f"sample {bad} is bad"):
+        batches += [next(loader) for _ in range(8)]
+    assert states(batches) == expected[3:]
+    assert_ended()
+
+    mixture, num_workers = numbers(), 2
+    for worker in range(num_workers):  # each has a copy of its own of the data, with open decoders: order matters
+        positions = [n for step in range(3, 40) for n in Rows(64, 0, 64, num_workers).share(step, worker)[1].tolist()]
+        addresses = [mixture.address(n) for n in positions]
+        due = [f"{address.index} {address.run[0]}" for address in addresses]
+        (lines,) = [lines for lines in map(read_lines, tmp_path.iterdir()) if lines[0] == due[0]]
+        assert len(lines) >= 9 * 32
+        assert lines == due[: len(lines)]
+
+
+def test_errors_in_a_worker_surface_and_end_the_loader(random_config, sharding):
+    config = with_data(random_config, num_workers=2)
+    bad = numbers().address(4 * 8 + 3).index
+    with Loader(numbers(bad=(bad,)), config, sharding, 3) as loader:
+        next(loader)
+        with pytest.raises(BadSampleError, match=f"sample {bad} is bad"):
             next(loader)
         with pytest.raises(RuntimeError, match="this loader is closed"):
             next(loader)
+    assert_ended()
 
 
-def test_errors_in_the_thread_surface(sharding):
-    config = make_config("2025", None, source="random")
-    data = open_training_data(config)
-    bad = int(sample_index(0, 9, len(data.dataset)))
-    with Loader(FailingAt(data.dataset, bad), data.pipeline, config, sharding) as loader:
+def test_a_killed_worker_ends_the_run_and_says_why(random_config, sharding):
+    config = with_data(random_config, num_workers=2)
+    with Loader(numbers(), config, sharding) as loader:
         next(loader)
-        with pytest.raises(ValueError, match=f"sample {bad} is bad"):
+        victim = multiprocessing.active_children()[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"was killed: .* exit code -9.*--data.num-workers.*--resume"):
+            list(itertools.islice(loader, 1000))
+    assert_ended()
+
+
+def test_errors_in_the_thread_surface(random_config, sharding):
+    bad = numbers().address(9).index
+    with Loader(numbers(bad=(bad,)), random_config, sharding) as loader:
+        next(loader)
+        with pytest.raises(BadSampleError, match=f"sample {bad} is bad"):
             next(loader)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert_ended()
 
 
-def test_closing_ends_the_thread_and_waiting_is_measured(sharding):
-    config = make_config("2025", None, source="random")
-    data = open_training_data(config)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipped_samples_are_counted_and_logged(random_config, sharding, caplog, num_workers):
+    config = with_data(random_config, num_workers=num_workers, on_bad_sample="skip")
+    bad = tuple(numbers().address(n).index for n in (9, 9 + 64, 12))
+    with caplog.at_level(logging.WARNING), Loader(numbers(bad=bad), config, sharding) as loader:
+        skipped = []
+        for _ in range(3):
+            next(loader)
+            skipped.append(loader.skipped_samples)
+    assert skipped == [0, 2, 0]
+    assert sorted(caplog.messages) == sorted(f"skipped: sample {i} is bad" for i in bad)
 
-    def slow(sample):
+
+def test_many_skipped_samples_do_not_fill_the_log(random_config, sharding, caplog):
+    config = dataclasses.replace(with_data(random_config, on_bad_sample="skip"), batch_size=64)
+    bad = tuple(numbers().address(n).index for n in range(64))
+    with caplog.at_level(logging.WARNING), Loader(numbers(bad=bad), config, sharding) as loader:
+        next(loader)
+        assert loader.skipped_samples == 64
+    assert len(caplog.records) == 11
+    assert caplog.records[-1].getMessage() == "skipped: 54 more for this batch"
+
+
+def test_closing_ends_the_thread_and_waiting_is_measured(random_config, sharding):
+    mixture = numbers()
+    make = mixture.sample
+
+    def slow(n):
         time.sleep(0.02)
-        return data.pipeline(sample)
+        return make(n)
 
-    loader = Loader(data.dataset, slow, config, sharding)
+    mixture.sample = slow
+    loader = Loader(mixture, random_config, sharding)
     batch = next(loader)
     assert loader.data_wait_s > 0.1  # eight samples
     while not loader._ready[0].done():  # noqa: SLF001
@@ -156,17 +181,13 @@ def test_closing_ends_the_thread_and_waiting_is_measured(sharding):
     assert loader.data_wait_s < 0.1  # made meanwhile
     loader.close()
     loader.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert_ended()
     assert np.isfinite(batch.actions).all()
 
 
-def test_refusals(sharding):
-    config = make_config("2025", None, source="random")
-    data = open_training_data(config)
-    with pytest.raises(ValueError, match=r"the data set has no samples; see --data.tasks"):
-        Loader([], data.pipeline, config, sharding)
+def test_a_batch_that_the_devices_cannot_share_is_refused(random_config, sharding):
     with pytest.raises(ValueError, match="batch_size 6 must be a multiple of the 4 devices that share a batch"):
-        Loader(data.dataset, data.pipeline, dataclasses.replace(config, batch_size=6), sharding)
+        Loader(numbers(), dataclasses.replace(random_config, batch_size=6), sharding)
 
 
 class _TwoProcesses:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openpi_b1k.data.order import sample_index
+from openpi_b1k.data.order.permutation import derive_seed, sample_index, shuffled
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16, 97, 1000, 1024, 65537])
@@ -58,3 +58,17 @@ def test_refusals():
         sample_index(0, 0, 0)
     with pytest.raises(ValueError, match="must not be negative; got -1"):
         sample_index(0, np.array([3, -1]), 10)
+
+
+def test_derived_seeds_differ_and_never_change():
+    seeds = {derive_seed(seed, source, epoch) for seed in range(10) for source in range(10) for epoch in range(-5, 5)}
+    assert len(seeds) == 1000
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**64
+    assert derive_seed(0, 1) != derive_seed(1, 0)
+    assert derive_seed(7, 0, 3) == 10708298494405339913  # another value would be another order of every run
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 1000])
+def test_shuffled(size):
+    np.testing.assert_array_equal(np.sort(shuffled(3, size)), np.arange(size))

@@ -95,9 +95,16 @@ def test_cameras():
     assert (right.size, right.focal_length) == (left.size, left.focal_length)
     assert head.simulator_name == "robot_r1::robot_r1:zed_link:Camera:0"
     assert left.simulator_name == "robot_r1::robot_r1:left_realsense_link:Camera:0"
-    assert left.dataset_keys == ("observation.images.rgb.left_wrist", "observation.rgb.left_realsense_link_camera_0")
+    assert left.video_keys("rgb") == (
+        "observation.images.rgb.left_wrist",
+        "observation.rgb.left_realsense_link_camera_0",
+        "observation.images.left_wrist",
+    )
+    assert head.video_keys("depth") == ("observation.images.depth.head", "observation.depth_linear.zed_link_camera_0")
+    assert head.video_keys("segmentation") == ("observation.images.seg_instance_id.head",)
     for camera, wrong in ((left, "right"), (right, "left")):
-        assert not any(wrong in name for name in (camera.simulator_name, *camera.dataset_keys))
+        keys = [key for modality in ("rgb", "depth", "segmentation") for key in camera.video_keys(modality)]
+        assert not any(wrong in name for name in (camera.simulator_name, *keys))
 
 
 def test_names_in_the_config_are_the_robots():

@@ -13,14 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import debug
-from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, TransformConfig
+from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, SourceConfig, TransformConfig
 from openpi_b1k.data.b1k import B1kDataset
-from openpi_b1k.data.formats import open_index
-from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO_2025, PROPRIO_2026
-from openpi_b1k.sample import demos
+from openpi_b1k.data.columns import Columns
+from openpi_b1k.data.frames.frame_cache import EpisodeFrames
+from openpi_b1k.data.index.annotations import read_annotations
+from openpi_b1k.data.index.formats import open_index
+from openpi_b1k.data.prompts import PromptSource
+from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2025, PROPRIO_2026, r1pro
+from openpi_b1k.sample import demos, scene
 from openpi_b1k.sample.recording import goals_by_demo, record
 from openpi_b1k.sample.render import SIZES
 from openpi_b1k.sample.world import FPS, GOALS
+from openpi_b1k.transforms.b1k import extract_state
 from tests import sample_cases
 
 NUM = sample_cases.NUM_DEMOS
@@ -113,10 +118,38 @@ def files_of(root):
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
+def open_dataset(root, config):
+    """Returns all demonstrations, each whole, as the data room reads them."""
+    index = open_index(root, config)
+    columns = Columns(index, r1pro("like_action"))
+    columns.ensure()
+    skills = read_annotations(index).skills.of(index)
+    return B1kDataset(index, columns, EpisodeFrames(index), skills, PromptSource(index, None), HORIZON)
+
+
+@pytest.mark.parametrize(("generation", "extra"), [("2025", ("depth", "segmentation")), ("2026", ("depth",))])
+def test_other_modalities_read_back_as_they_were_recorded(sample_root, generation, extra):
+    config = dataclasses.replace(data_config(generation), modalities=("rgb", *extra))
+    dataset = open_dataset(sample_root(generation, *extra), config)
+    for row, (goal, instance) in enumerate(goals_by_demo(NUM)):
+        recording = record(instance, goal, PROPRIOS[generation], ("rgb", *extra))
+        sample = dataset[int(dataset.index.starts[row]) + 5]
+        assert list(sample["depth"]) == ["head"]
+        errors = np.abs(sample["depth"]["head"] - recording.depth["head"][5])
+        assert errors.mean() < {"2025": 0.012, "2026": 0.002}[generation]  # 221 levels survive in 10 bits
+        if "segmentation" in extra:
+            meshes = [scene.CAPS[goal.button], scene.RIMS[goal.button]]
+            is_button = np.isin(recording.instances["head"][5], meshes)
+            labels = sample["segmentation"]["head"]
+            assert set(np.unique(labels)) == {0, 1}
+            assert ((labels == 1) != is_button).mean() < 0.02
+            assert sample["skill"].endswith(f"{goal.button} button")
+
+
 def test_it_reads_back_as_it_was_recorded(generation, root, recordings):
-    index = open_index(root, data_config(generation))
-    dataset = B1kDataset(index, ACTION.size, HORIZON, image_size=28)
-    made = recordings(generation)
+    dataset = open_dataset(root, data_config(generation))
+    index = dataset.index
+    made, robot = recordings(generation), r1pro("like_action")
     assert index.lengths.tolist() == [recording.length for recording in made]
     assert index.fps == FPS
     errors = []
@@ -124,7 +157,8 @@ def test_it_reads_back_as_it_was_recorded(generation, root, recordings):
         last = recording.length - 1
         for frame in (0, 1, 8, recording.pressed_at, last):
             sample = dataset[int(index.starts[row]) + frame]
-            np.testing.assert_array_equal(sample["proprio"], recording.proprio[frame])
+            state = extract_state(robot, sample["proprio"])
+            np.testing.assert_array_equal(state, extract_state(robot, recording.proprio[frame]))
             steps = np.minimum(frame + np.arange(HORIZON), last)
             np.testing.assert_array_equal(sample["actions"], recording.actions[steps])
             np.testing.assert_array_equal(sample["is_pad"], frame + np.arange(HORIZON) > last)
@@ -137,8 +171,8 @@ def test_it_reads_back_as_it_was_recorded(generation, root, recordings):
 
 
 def test_frames_are_not_mistaken_for_their_neighbours(generation, root, recordings):
-    index = open_index(root, data_config(generation))
-    dataset = B1kDataset(index, ACTION.size, HORIZON, image_size=28)
+    dataset = open_dataset(root, data_config(generation))
+    index = dataset.index
     for row, recording in enumerate(recordings(generation)):
         frames = recording.frames["head"].astype(int)
         image = dataset[int(index.starts[row]) + 5]["images"]["head"]
@@ -341,14 +375,14 @@ def test_made_by_processes_once_and_the_same(sample_root, monkeypatch):
         demos.make("2025", NUM)
 
 
-def forbidden(*args):
+def forbidden(*args, **kwargs):
     raise AssertionError("made again")
 
 
 def test_a_data_set_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENPI_B1K_CACHE", str(tmp_path))
 
-    def write(root, generation, num_demos):
+    def write(root, generation, num_demos, modalities):
         (root / "meta").mkdir(parents=True)
         raise OSError("disk full")
 
@@ -363,7 +397,7 @@ def test_the_slower_of_two_takes_the_other_ones(tmp_path, monkeypatch):
     both_are_writing = threading.Barrier(2)
     names = iter(["a", "b"])
 
-    def write(root, generation, num_demos):
+    def write(root, generation, num_demos, modalities):
         root.mkdir(parents=True)
         (root / "name").write_text(next(names))
         both_are_writing.wait(10)
@@ -393,8 +427,13 @@ def test_other_code_makes_other_data(monkeypatch, tmp_path):
 
 def test_a_config_is_given_its_data(monkeypatch, tmp_path):
     config = dataclasses.replace(debug.CONFIG, data=data_config("2026"))
-    monkeypatch.setattr(demos, "make", lambda generation, num_demos: tmp_path / f"{generation}-{num_demos}")
-    assert demos.ensure(config).data.root == str(tmp_path / f"2026-{NUM}")
+    monkeypatch.setattr(demos, "make", lambda *described: tmp_path / repr(described))
+    assert demos.ensure(config).data.root == str(tmp_path / f"('2026', {NUM}, ('rgb',))")
+    more = SourceConfig(name="more", source="sample", sample_demos=3, generation="2025")
+    there = SourceConfig(name="there", source="b1k", root="theirs")
+    mixed = dataclasses.replace(config, data=dataclasses.replace(config.data, extra_sources=(more, there)))
+    roots = [source.root for source in demos.ensure(mixed).data.sources]
+    assert roots == [str(tmp_path / f"('2026', {NUM}, ('rgb',))"), str(tmp_path / "('2025', 3, ('rgb',))"), "theirs"]
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, root="mine"))
     assert demos.ensure(named) == named
 

@@ -19,7 +19,8 @@ KEYS = {
 def test_an_observation_is_the_evaluators(generation, size):
     environment = SampleEnvironment(generation, seed=0, episode=6)
     observation = environment.observation()
-    assert set(observation) == {"robot_r1::proprio", "task_id", *KEYS.values()}
+    depth_keys = {camera: key.replace("::rgb", "::depth_linear") for camera, key in KEYS.items()}
+    assert set(observation) == {"robot_r1::proprio", "task_id", *KEYS.values(), *depth_keys.values()}
     assert observation["robot_r1::proprio"].shape == (size,)
     assert observation["robot_r1::proprio"].dtype == np.float32
     assert observation["task_id"].tolist() == [environment.goal.task_index] == [2]
@@ -27,6 +28,8 @@ def test_an_observation_is_the_evaluators(generation, size):
         image = observation[key]
         assert (image.shape, image.dtype) == ((SIZES[camera], SIZES[camera], 4), np.uint8)
         assert (image[..., 3] == 255).all()
+        depth = observation[depth_keys[camera]]
+        assert (depth.shape, depth.dtype) == (image.shape[:2], np.float32)
 
 
 def test_layouts_are_those_of_the_seed_and_of_no_demonstration():

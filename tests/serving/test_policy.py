@@ -8,13 +8,15 @@ import pytest
 
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.config import serialize
+from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.robots.r1pro import ACTION, r1pro
 from openpi_b1k.sample.environment import SampleEnvironment
 from openpi_b1k.serving.policy import Policy
 from openpi_b1k.serving.sessions import raw_sample
 from tests import sample_cases
 
-CAMERAS = ("head", "left_wrist", "right_wrist")
+SOURCE = SourceConfig()
+DEPTH = "robot_r1::robot_r1:zed_link:Camera:0::depth_linear"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +28,7 @@ def _quick():
 def samples(generation="2025", num=sample_cases.NUM_EPISODES):
     environments = [SampleEnvironment(generation, 0, episode) for episode in range(num)]
     robot = r1pro("like_action")
-    return [raw_sample(one.observation(), robot, CAMERAS, one.goal.prompt) for one in environments]
+    return [raw_sample(one.observation(), robot, SOURCE, one.goal.prompt) for one in environments]
 
 
 def test_a_chunk_per_sample_in_the_robots_units_the_same_for_a_seed(sample_checkpoint):
@@ -85,9 +87,9 @@ def test_a_missing_camera_is_refused(sample_checkpoint):
     observation = SampleEnvironment("2025", 0, 0).observation()
     del observation["robot_r1::robot_r1:zed_link:Camera:0::rgb"]
     with pytest.raises(KeyError, match=r"the observation has no 'robot_r1::robot_r1:zed.*::rgb'; it has: robot_r1"):
-        raw_sample(observation, policy.robot, CAMERAS, "Press.")
+        raw_sample(observation, policy.robot, SOURCE, "Press.")
     with pytest.raises(KeyError, match="the observation has no 'robot_r1::proprio'"):
-        raw_sample({}, policy.robot, CAMERAS, "Press.")
+        raw_sample({}, policy.robot, SOURCE, "Press.")
 
 
 def test_no_checkpoint_is_refused(tmp_path, sample_checkpoint):
@@ -114,10 +116,24 @@ def test_a_config_of_another_model_is_refused(tmp_path, sample_checkpoint):
 def test_a_sample_of_an_evaluators_observation():
     observation = SampleEnvironment("2026", 0, 1).observation()
     robot = r1pro("like_action")
-    sample = raw_sample(observation, robot, ("head", "right_wrist"), "Press.")
+    sample = raw_sample(observation, robot, SourceConfig(cameras=("head", "right_wrist")), "Press.")
     assert sorted(sample) == ["images", "prompt", "proprio"]
     assert (sample["proprio"].shape, sample["proprio"].dtype) == ((61,), np.float32)
     assert list(sample["images"]) == ["head", "right_wrist"]
     for name, image in sample["images"].items():
         rgba = observation[f"{robot.camera(name).simulator_name}::rgb"]
         np.testing.assert_array_equal(image, rgba[..., :3])
+
+
+@pytest.mark.parametrize("generation", ["2025", "2026"])
+def test_depth_is_taken_where_the_policy_sees_it(generation):
+    observation, robot = SampleEnvironment(generation, 0, 1).observation(), r1pro("like_action")
+    source = SourceConfig(modalities=("rgb", "depth", "segmentation"))
+    sample = raw_sample(observation, robot, source, "Press.")
+    assert sorted(sample) == ["depth", "images", "prompt", "proprio"]
+    assert list(sample["depth"]) == ["head"]
+    np.testing.assert_array_equal(sample["depth"]["head"], observation[DEPTH])
+    assert sample["depth"]["head"].dtype == np.float32
+    del observation[DEPTH]
+    with pytest.raises(KeyError, match="the observation has no 'robot_r1::robot_r1:zed_link:Camera:0::depth_linear'"):
+        raw_sample(observation, robot, source, "Press.")

@@ -174,9 +174,7 @@ def test_another_batch_size_goes_on_with_the_next_whole_batch(small_config, monk
     )
     with (
         contextlib.closing(loop.open_loader(training)) as loader,
-        contextlib.closing(
-            Loader(training.data.dataset, training.data.pipeline, config, batch_sharding(training.mesh), 2)
-        ) as expected,
+        contextlib.closing(Loader(training.data.mixture, config, batch_sharding(training.mesh), 2)) as expected,
     ):  # 12 samples consumed: the batch of 8 to 15 is half known, the next begins at 16
         jax.tree.map(np.testing.assert_array_equal, next(loader), next(expected))
     info = json.loads(loop.checkpoint_files(training, 4)["checkpoint.json"])

@@ -103,6 +103,12 @@ def test_another_model_cannot_be_resumed(config, tmp_path):
         runs.check_resumable(dataclasses.replace(config, ema_decay=0.9), config, tmp_path / "10")
 
 
+def test_other_statistics_are_refused(tmp_path):
+    runs.check_norm_stats("{}", "{}", tmp_path / "10")
+    with pytest.raises(ValueError, match=r"norm stats differ from those .*10 was trained with.* --norm-stats .*10"):
+        runs.check_norm_stats("{}", "[]", tmp_path / "10")
+
+
 def test_other_changes_are_logged(config, tmp_path, caplog):
     model = dataclasses.replace(config.model, remat="full")
     changed = dataclasses.replace(
@@ -110,10 +116,14 @@ def test_other_changes_are_logged(config, tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         runs.check_resumable(changed, config, tmp_path / "10")
-        runs.check_fingerprint("aaa", "bbb")
+        before, now = contents.SourceInfo("demos", "aaa", "old"), contents.SourceInfo("demos", "bbb", "new")
+        info = contents.CheckpointInfo(1, 8, "aaa", False, "1", sources=(before,))
+        runs.check_data(info, "aaa", (before,))
+        runs.check_data(info, "bbb", (now,))
     messages = sorted(record.getMessage() for record in caplog.records)
     assert messages == [
-        "resumed on other data: the fingerprint was aaa and is bbb; the run goes on at its position in the new order",
+        "resumed on other data; the run goes on at its position in the new order. Before: demos: fingerprint aaa, "
+        "revision old. Now: demos: fingerprint bbb, revision new",
         "resumed with a change: --model.remat was 'none' and is 'full'",
         "resumed with a change: --num-steps was 20 and is 99",
     ]

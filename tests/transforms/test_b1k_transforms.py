@@ -74,9 +74,9 @@ IS_PAD = np.zeros(2, bool)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"proprio": np.zeros(60)}, ValueError, "proprio of R1Pro has 256 or 61 entries; got 60"),
+        ({"proprio": np.zeros(60)}, ValueError, "proprio of R1Pro has 256 or 61 or 25 entries; got 60"),
         ({"proprio": NAN_STATE}, ValueError, r"state must be finite; left_gripper holds NaN .*\(episode 30, frame 7\)"),
-        ({"images": {}}, KeyError, "no image of camera 'head'.*--data.transforms.cameras"),
+        ({"images": {}}, KeyError, "no image of camera 'head'.*--data.cameras"),
         ({"images": {"head": np.zeros((4, 4, 3))}}, ValueError, r"uint8 \[h, w, 3\]; camera 'head' gave float64"),
         ({"images": {"head": np.zeros((4, 4), np.uint8)}}, ValueError, r"camera 'head' gave uint8 \[4, 4\]"),
         ({"actions": np.zeros((2, 22)), "is_pad": IS_PAD}, ValueError, r"\[action horizon, 23\]; got \[2, 22\]"),

@@ -138,3 +138,20 @@ def test_impossible_statistics_are_refused(change, message):
     fields = {"mean": np.zeros(23), "std": np.ones(23), "q01": np.zeros(23), "q99": np.ones(23)}
     with pytest.raises(ValueError, match=message):
         FieldStats(**fields | change)
+
+
+def test_statistics_by_step_scale_each_step_by_its_own():
+    rng = np.random.default_rng(0)
+    state = FieldStats(*(np.full(23, value) for value in (0.0, 1.0, -1.0, 1.0)))
+    low = rng.standard_normal((4, 23))
+    steps = FieldStats(low, np.ones((4, 23)), low, low + np.arange(1, 5)[:, None])
+    stats = NormStats(state, steps)
+    actions = rng.standard_normal((2, 4, 23))
+    seen = Normalize(stats, "quantile", clip=None)({"state": np.zeros((2, 23)), "actions": actions})["actions"]
+    for step in range(4):
+        expected = (actions[:, step] - low[step]) / (step + 1 + 1e-6) * 2 - 1
+        np.testing.assert_allclose(seen[:, step], expected, rtol=1e-12)
+    back = Unnormalize(stats, "quantile")({"actions": seen})["actions"]
+    np.testing.assert_allclose(back, actions, atol=1e-12)
+    again = NormStats.from_json(stats.to_json()).for_robot(ROBOT)
+    np.testing.assert_array_equal(again.actions.q99, steps.q99)

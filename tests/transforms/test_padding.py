@@ -28,6 +28,12 @@ def test_without_masks_everything_counts_as_in_openpi():
     assert PadToModel(32, mask_padding=False)(sample([True] * 3))["action_mask"].all()
 
 
+def test_a_point_cloud_comes_along_as_it_is():
+    points = np.ones((16, 4, 3), np.float32)
+    assert PadToModel(32, mask_padding=True)(sample([False] * 3) | {"point_cloud": points})["point_cloud"] is points
+    assert "point_cloud" not in PadToModel(32, mask_padding=True)(sample([False] * 3))
+
+
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_a_robot_as_wide_as_the_model(mask_padding):
     padded = PadToModel(23, mask_padding)(sample([False] * 3))

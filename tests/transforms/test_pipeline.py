@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from openpi_b1k.config.data import SAMPLE_TOKENIZER, TransformConfig
+from openpi_b1k.config.data import SAMPLE_TOKENIZER, SourceConfig, TransformConfig
 from openpi_b1k.config.model import GEMMA_TINY, SIGLIP_TINY, ModelConfig
 from openpi_b1k.robots.r1pro import r1pro
+from openpi_b1k.transforms.geometry import depth_to_points
 from openpi_b1k.transforms.pipeline import input_pipeline, output_pipeline, statistics_pipeline
+from openpi_b1k.transforms.segmentation import labels_to_image
 
 MODEL = ModelConfig(
     vision=SIGLIP_TINY, vlm=GEMMA_TINY, action_expert=GEMMA_TINY, vocab_size=1024, image_size=28, action_horizon=6,
@@ -28,8 +30,12 @@ CONFIGS = strategies.builds(
     normalization=strategies.sampled_from(["quantile", "zscore"]),
     clip_normalized=strategies.sampled_from([None, 5.0]),
     mask_padding=strategies.booleans(),
-    cameras=strategies.sampled_from([("head",), ("head", "left_wrist", "right_wrist"), ("right_wrist", "head")]),
 )
+CHOSEN_CAMERAS = strategies.sampled_from([("head",), ("head", "left_wrist", "right_wrist"), ("right_wrist", "head")])
+
+
+def source(transforms: TransformConfig, **changes) -> SourceConfig:
+    return SourceConfig(transforms=transforms, **changes)
 
 
 def raw_sample(seed: int = 0, proprio_size: int = 256) -> dict:
@@ -66,16 +72,19 @@ def assert_equal(left, right) -> None:
         np.testing.assert_array_equal(left, right)
 
 
-@hypothesis.given(config=CONFIGS, seed=strategies.integers(0, 99), proprio_size=strategies.sampled_from([256, 61]))
+PROPRIO_SIZES = strategies.sampled_from([256, 61, 25])
+
+
+@hypothesis.given(config=CONFIGS, cameras=CHOSEN_CAMERAS, seed=strategies.integers(0, 99), proprio_size=PROPRIO_SIZES)
 @hypothesis.settings(max_examples=40)
-def test_input_is_unchanged_and_output_is_the_contract(norm_stats, tokenizer, config, seed, proprio_size):
-    pipeline = input_pipeline(config, MODEL, r1pro(config.state_layout), norm_stats, tokenizer)
+def test_input_is_unchanged_and_output_is_the_contract(norm_stats, tokenizer, config, cameras, seed, proprio_size):
+    pipeline = input_pipeline(source(config, cameras=cameras), MODEL, r1pro(config.state_layout), norm_stats, tokenizer)
     sample = raw_sample(seed, proprio_size)
     before = copy.deepcopy(sample)
     freeze(sample)
     result = pipeline(sample)
     assert_equal(sample, before)
-    assert list(result["images"]) == list(result["image_masks"]) == list(config.cameras)
+    assert list(result["images"]) == list(result["image_masks"]) == list(cameras)
     assert {image.shape for image in result["images"].values()} == {(28, 28, 3)}
     shapes = {name: (value.dtype.name, value.shape) for name, value in result.items() if isinstance(value, np.ndarray)}
     assert shapes == {
@@ -91,7 +100,7 @@ def test_input_is_unchanged_and_output_is_the_contract(norm_stats, tokenizer, co
 def test_output_of_input_gives_the_actions_back(norm_stats, tokenizer, config, seed):
     config = dataclasses.replace(config, clip_normalized=None)
     robot, sample = r1pro(config.state_layout), raw_sample(seed)
-    result = input_pipeline(config, MODEL, robot, norm_stats, tokenizer)(sample)
+    result = input_pipeline(source(config), MODEL, robot, norm_stats, tokenizer)(sample)
     back = output_pipeline(config, MODEL, robot, norm_stats)(
         {"actions": result["actions"], "raw_state": result["raw_state"]}
     )
@@ -101,7 +110,7 @@ def test_output_of_input_gives_the_actions_back(norm_stats, tokenizer, config, s
 
 def test_the_order_by_hand(norm_stats, tokenizer):
     sample, robot = raw_sample(), r1pro("like_action")
-    result = input_pipeline(CONFIG, MODEL, robot, norm_stats, tokenizer)(sample)
+    result = input_pipeline(source(CONFIG), MODEL, robot, norm_stats, tokenizer)(sample)
     proprio = sample["proprio"]
     left, right = proprio[193] + proprio[194], proprio[232] + proprio[233]
     state = np.array([*proprio[253:256], *proprio[236:240], *proprio[158:165], left, *proprio[197:204], right])
@@ -118,7 +127,7 @@ def test_the_order_by_hand(norm_stats, tokenizer):
 
 
 def test_serving_makes_the_same_observation_without_actions(norm_stats, tokenizer):
-    pipeline = input_pipeline(CONFIG, MODEL, r1pro("like_action"), norm_stats, tokenizer)
+    pipeline = input_pipeline(source(CONFIG), MODEL, r1pro("like_action"), norm_stats, tokenizer)
     sample = raw_sample()
     training = pipeline(sample)
     serving = pipeline({name: sample[name] for name in ("proprio", "images", "prompt")})
@@ -142,7 +151,7 @@ def test_statistics_are_of_what_normalize_sees(norm_stats, tokenizer, layout):
     samples = [raw_sample(seed) for seed in range(3)]
     episode = {name: np.stack([sample[name] for sample in samples]) for name in ("proprio", "actions")}
     seen = statistics_pipeline(config, robot)(episode)
-    inputs, delta = input_pipeline(config, MODEL, robot, norm_stats, tokenizer).transforms[:2]
+    inputs, delta = input_pipeline(source(config), MODEL, robot, norm_stats, tokenizer).transforms[:2]
     for index, sample in enumerate(samples):
         fields = delta(inputs(sample))
         np.testing.assert_array_equal(seen["state"][index], fields["state"])
@@ -151,7 +160,7 @@ def test_statistics_are_of_what_normalize_sees(norm_stats, tokenizer, layout):
 
 def test_pipelines_travel_to_worker_processes(norm_stats, tokenizer):
     robot = r1pro("like_action")
-    inputs = input_pipeline(CONFIG, MODEL, robot, norm_stats, tokenizer)
+    inputs = input_pipeline(source(CONFIG), MODEL, robot, norm_stats, tokenizer)
     result = inputs(raw_sample())
     assert_equal(pickle.loads(pickle.dumps(inputs))(raw_sample()), result)
     outputs = output_pipeline(CONFIG, MODEL, robot, norm_stats)
@@ -162,7 +171,7 @@ def test_a_model_too_narrow_for_the_robot_is_refused(norm_stats, tokenizer):
     narrow, robot = dataclasses.replace(MODEL, action_dim=16), r1pro("like_action")
     message = "R1Pro has 23 entries .* room for 16; raise it with --model.action-dim 23"
     with pytest.raises(ValueError, match=message):
-        input_pipeline(CONFIG, narrow, robot, norm_stats, tokenizer)
+        input_pipeline(source(CONFIG), narrow, robot, norm_stats, tokenizer)
     with pytest.raises(ValueError, match=message):
         output_pipeline(CONFIG, narrow, robot, norm_stats)
 
@@ -172,7 +181,62 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(norm_stats, tokeniz
     with pytest.raises(
         ValueError, match=r"has 1024 tokens, the model's vocabulary 512; raise it with --model.vocab-size 1024"
     ):
-        input_pipeline(CONFIG, small, r1pro("like_action"), norm_stats, tokenizer)
+        input_pipeline(source(CONFIG), small, r1pro("like_action"), norm_stats, tokenizer)
+
+
+def with_extras(sample: dict) -> dict:
+    generator = np.random.default_rng(7)
+    return sample | {
+        "depth": {"head": generator.uniform(0, 12, (84, 84)).astype(np.float32)},
+        "segmentation": {"head": generator.integers(0, 4, (40, 40), np.uint8)},
+    }
+
+
+SEEING_POINTS = dataclasses.replace(MODEL, point_clouds=True)
+ALL_MODALITIES = ("rgb", "depth", "segmentation")
+
+
+def test_depth_and_segmentation_become_inputs_and_nothing_else_changes(norm_stats, tokenizer):
+    robot, sample = r1pro("like_action"), with_extras(raw_sample())
+    before = copy.deepcopy(sample)
+    freeze(sample)
+    config = source(CONFIG, modalities=ALL_MODALITIES)
+    result = input_pipeline(config, SEEING_POINTS, robot, norm_stats, tokenizer)(sample)
+    assert_equal(sample, before)
+    points = depth_to_points(sample["depth"]["head"], robot.camera("head"), 9)
+    np.testing.assert_array_equal(result.pop("point_cloud"), points)
+    assert points.shape == (16, 400, 3)
+    np.testing.assert_array_equal(
+        result["images"].pop("segmentation"), labels_to_image(sample["segmentation"]["head"], 28)
+    )
+    assert result["image_masks"].pop("segmentation")
+    assert_equal(result, input_pipeline(source(CONFIG), MODEL, robot, norm_stats, tokenizer)(sample))
+
+
+def test_without_labels_the_segmentation_image_is_masked_but_only_in_serving(norm_stats, tokenizer):
+    robot, sample = r1pro("like_action"), with_extras(raw_sample())
+    del sample["segmentation"]
+    pipeline = input_pipeline(source(CONFIG, modalities=ALL_MODALITIES), SEEING_POINTS, robot, norm_stats, tokenizer)
+    with pytest.raises(KeyError, match=r"no segmentation of camera 'head' \(task 0, episode 10, frame 3\).*--data.mod"):
+        pipeline(sample)
+    served = {name: sample[name] for name in ("proprio", "images", "depth", "prompt")}
+    result = pipeline(served)
+    assert not result["image_masks"]["segmentation"]
+    assert not result["images"]["segmentation"].any()
+    del served["depth"]
+    with pytest.raises(KeyError, match="no depth of camera 'head', but the model was told to expect it"):
+        pipeline(served)
+
+
+def test_a_model_that_does_not_see_what_is_read_is_refused(norm_stats, tokenizer):
+    rest = (r1pro("like_action"), norm_stats, tokenizer)
+    with pytest.raises(ValueError, match=r"'demonstrations' reads depth, which the model does not see; give"):
+        input_pipeline(source(CONFIG, modalities=("rgb", "depth")), MODEL, *rest)
+    with pytest.raises(ValueError, match=r"sees point clouds, but depth is not read: .* --data.modalities rgb depth"):
+        input_pipeline(source(CONFIG), SEEING_POINTS, *rest)
+    uneven = dataclasses.replace(CONFIG, depth_stride=7)
+    with pytest.raises(ValueError, match="depth_stride 7 gives 10609 points"):
+        input_pipeline(source(uneven, modalities=("rgb", "depth")), SEEING_POINTS, *rest)
 
 
 PROBE = """

@@ -11,6 +11,8 @@ import numpy as np
 
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15
+MIXER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+"""(shift, factor) of SplitMix64's finaliser, which ends with a shift of 31."""
 ROUND_KEYS = tuple(np.uint64(number * GOLDEN % 2**64) for number in range(1, ROUNDS + 1))
 
 
@@ -44,6 +46,22 @@ def sample_index(seed: int, n: int | np.ndarray, size: int) -> np.ndarray:
     return numbers.astype(np.int64).reshape(positions.shape)
 
 
+def derive_seed(*numbers: int) -> int:
+    """Returns a seed in [0, 2**64) for each tuple of integers, such as (seed of the run, source, epoch)."""
+    seed = 0
+    for number in numbers:
+        seed = (seed ^ (number + GOLDEN)) % 2**64
+        for shift, factor in MIXER:
+            seed = (seed ^ (seed >> shift)) * factor % 2**64
+        seed ^= seed >> 31
+    return seed
+
+
+def shuffled(seed: int, size: int) -> np.ndarray:
+    """Returns the numbers below `size` in an order that the seed decides, int64 [size]; none for size 0."""
+    return sample_index(seed, np.arange(size), size) if size else np.zeros(0, np.int64)
+
+
 def _permute(numbers: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
     """Returns a bijection of range(radix * radix'), the smallest such range that holds range(size)."""
     left_radix = np.uint64(math.isqrt(size - 1) + 1)
@@ -60,6 +78,6 @@ def _permute(numbers: np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
 
 def _mix(values: np.ndarray) -> np.ndarray:
     """Returns a hash of each uint64. Source: Steele et al., SplitMix64's finaliser."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    for shift, factor in MIXER:
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values ^ (values >> np.uint64(31))

@@ -1,0 +1,1 @@
+"""Care of data sets: download, audit, re-encode."""

@@ -1,0 +1,1 @@
+"""Which episodes there are, where their rows and frames lie, and what is said about them."""

@@ -1,0 +1,215 @@
+"""From the description of a data set to its samples: index, columns, annotations, window, split, spans, frames."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+
+from openpi_b1k import paths
+from openpi_b1k.config.data import SourceConfig
+from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.data import random_samples
+from openpi_b1k.data.b1k import B1kDataset
+from openpi_b1k.data.columns import Columns
+from openpi_b1k.data.frames.frame_cache import EpisodeFrames
+from openpi_b1k.data.frames.video import key_frame_distance
+from openpi_b1k.data.index import revision
+from openpi_b1k.data.index.annotations import Annotations, read_annotations
+from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.data.index.formats import open_index, proprio_layout
+from openpi_b1k.data.index.segments import Segments
+from openpi_b1k.data.index.selection import split
+from openpi_b1k.data.index.trimming import trim
+from openpi_b1k.data.mixture import Dataset
+from openpi_b1k.data.order.lanes import LANES, LaneOrder
+from openpi_b1k.data.order.permutation import derive_seed
+from openpi_b1k.data.order.slots import RUN, Mixing
+from openpi_b1k.data.order.spans import SpanTable, span_table
+from openpi_b1k.data.prompts import open_prompts
+from openpi_b1k.robots.layout import Robot
+from openpi_b1k.robots.r1pro import r1pro
+
+logger = logging.getLogger(__name__)
+
+FRAMES_SPAN = 2048
+"""Longest piece of an episode in mode frames: eight of them are mixed in a lane, of which 64 go on at a time."""
+DECODED_SPAN = 250
+"""About the length of a piece in mode spans: the GOP of the 2025 release."""
+LONG_GOP = 32
+"""Frames between key frames above which frames are not drawn independently, unless the config says so."""
+SPARE_LANES = 1
+"""Of each reader's memory: what has just been used is dropped only when room is needed."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """The episodes of a source that are trained on."""
+
+    index: EpisodeIndex
+    validation: EpisodeIndex
+    """Those that are held out."""
+    columns: Columns
+    annotations: Annotations
+    """Of these episodes and of those that are held out."""
+    skills: Segments
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenedSource:
+    """A data set that is ready to be drawn from."""
+
+    config: SourceConfig
+    robot: Robot
+    dataset: Dataset
+    order: LaneOrder
+    prompts: dict[str, tuple[str, ...]]
+    """Task name -> its sentences, the commonest first."""
+    wordings: dict[str, tuple[str, ...]]
+    """Task name -> all that the policy is told in it: at prompt level 0 the sentences."""
+    fingerprint: str
+    """Of meta files, chosen episodes and their windows."""
+    revision: str
+    """Where the copy came from, as far as it tells."""
+    demonstrations: Demonstrations | None
+    """None for random numbers."""
+
+
+def data_root(config: SourceConfig) -> pathlib.Path:
+    """Returns the directory of the config's data set.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: the source is `sample`, and nobody has said where its demonstrations were made.
+    """
+    if config.source == "sample" and config.root is None:
+        raise ValueError("data.root must be set for source 'sample': make the data with `sample.demos.ensure(config)`")
+    return paths.data_root(config.root, config.generation)
+
+
+def open_source(source: SourceConfig, config: TrainConfig, num_readers: int) -> OpenedSource:
+    """Returns the samples of one of the config's sources, and logs what they are.
+
+    Args:
+        source: one of the config's.
+        config: of the run.
+        num_readers: processes of all machines that read samples; they share the lanes and the window's memory.
+
+    Raises:
+        FileNotFoundError: the data are not there.
+        ValueError: they do not fit the config.
+    """
+    robot = r1pro(source.transforms.state_layout)
+    number = [each.name for each in config.data.sources].index(source.name)
+    seed = derive_seed(config.seed, number)
+    if source.source == "random":
+        return _open_random(source, config, robot, seed)
+    return _open_demonstrations(source, config, robot, seed, num_readers)
+
+
+def open_demonstrations(source: SourceConfig, robot: Robot) -> Demonstrations:
+    """Returns the demonstrations on disk that a source chooses: trimmed, split, and their columns converted.
+
+    Raises:
+        FileNotFoundError: they are not there.
+        ValueError: they do not fit the source, or are of an outdated revision.
+    """
+    index = open_index(data_root(source), source)
+    columns = Columns(index, robot)
+    columns.ensure()
+    revision.refuse_outdated(index, columns)
+    annotations = read_annotations(index)
+    if source.trim_idle:
+        index, _ = trim(index, annotations, columns)
+    training, validation = split(index, source)
+    logger.info(
+        "source %s: %d episodes with %d frames of %d tasks; held out %d episodes with %d frames",
+        *(source.name, len(training.numbers), len(training), len(np.unique(training.tasks))),
+        *(len(validation.numbers), len(validation)),
+    )
+    return Demonstrations(training, validation, Columns(training, robot), annotations, annotations.skills.of(training))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a source's episodes are cut and mixed."""
+
+    mixing: Mixing
+    longest: int
+    """Frames of a span."""
+    reader_bytes: int
+    """Memory for spans under way in each process that reads; 0 in mode frames."""
+
+
+def choose_plan(source: SourceConfig, config: TrainConfig, index: EpisodeIndex, num_readers: int) -> Plan:
+    """Returns how the lanes mix an index's spans.
+
+    In mode spans the window's memory decides how many spans a lane has open: each takes a decoder per video and the
+    decoded frames of a run, half of which have been used at most times. Sources share the window evenly.
+    """
+    data, distance = config.data, key_frame_distance(index)
+    if data.order == "frames" or (data.order == "auto" and (distance <= LONG_GOP or data.frame_cache_gib)):
+        logger.info("source %s: frames are drawn independently; key frames every %d frames", source.name, distance)
+        return Plan(Mixing(), FRAMES_SPAN, 0)
+    frames = EpisodeFrames(index, config.model.image_size)
+    span_bytes = frames.span_bytes + RUN * frames.sample_bytes // 2
+    num_open = max(1, int(data.window_gb * 1e9 / len(data.sources) / LANES / span_bytes))
+    logger.info(
+        "source %s: spans between key frames (every %d frames) are decoded once, %d mixed in each of %d lanes: about "
+        "%.1f GB (--data.window-gb)",
+        *(source.name, distance, num_open, LANES, LANES * num_open * span_bytes / 1e9),
+    )
+    lanes = -(-LANES // num_readers) + SPARE_LANES
+    longest = distance * max(1, round(DECODED_SPAN / distance))
+    most_bytes = frames.span_bytes + RUN * frames.sample_bytes
+    return Plan(Mixing(num_open, is_sequential=True), longest, lanes * num_open * most_bytes)
+
+
+def _open_demonstrations(
+    source: SourceConfig, config: TrainConfig, robot: Robot, seed: int, num_readers: int
+) -> OpenedSource:
+    found = open_demonstrations(source, robot)
+    index, model = found.index, config.model
+    plan = choose_plan(source, config, index, num_readers)
+    skills = found.skills if source.skill_weights else None
+    mixing = plan.mixing
+    spans = span_table(index, skills, dict(source.skill_weights), plan.longest, mixing.is_sequential, seed)
+    prompts = open_prompts(index, source.prompt_level, found.annotations)
+    cache_bytes = int(config.data.frame_cache_gib * 2**30 / len(config.data.sources))
+    frames = EpisodeFrames(index, model.image_size, cache_bytes, plan.reader_bytes)
+    return OpenedSource(
+        config=source,
+        robot=robot,
+        dataset=B1kDataset(index, found.columns, frames, found.skills, prompts, model.action_horizon),
+        order=LaneOrder(spans, index.starts[:-1] - index.begins, mixing, seed),
+        prompts=index.prompts_by_task(),
+        wordings=prompts.wordings(),
+        fingerprint=index.fingerprint,
+        revision=str(revision.read_revision(index)),
+        demonstrations=found,
+    )
+
+
+def _open_random(source: SourceConfig, config: TrainConfig, robot: Robot, seed: int) -> OpenedSource:
+    dataset = random_samples.RandomDataset(
+        robot=robot,
+        proprio_size=proprio_layout(source.generation).size,
+        action_horizon=config.model.action_horizon,
+        cameras=source.cameras,
+        modalities=source.modalities,
+    )
+    prompts = {random_samples.TASK: (random_samples.PROMPT,)}
+    size = len(dataset)
+    row, first, stop = np.array([0]), np.array([0]), np.array([size])
+    spans = SpanTable(row=row, first=first, stop=stop, count=stop - first, pieces=None)
+    return OpenedSource(
+        config=source,
+        robot=robot,
+        dataset=dataset,
+        order=LaneOrder(spans, np.zeros(1, np.int64), Mixing(), seed),
+        prompts=prompts,
+        wordings=prompts,
+        fingerprint="random",
+        revision="random",
+        demonstrations=None,
+    )
