@@ -16,6 +16,7 @@ from tests.config import views
 SAMPLE = {"data.source": "sample", "data.sample_demos": 8}
 READ = {**SAMPLE, "model.max_prompt_tokens": 192}  # sentences are longer than the random data's
 RECORDED = {"data.source": "b1k", "data.root": str(pathlib.Path(__file__).parents[1] / "data/b1k_2025")}
+LONG_GOP = {**RECORDED, "model.max_prompt_tokens": 192}
 NUMBERS = SourceConfig(name="more", source="random", transforms=debug.CONFIG.data.transforms)
 MIXED = {"data.extra_sources": (NUMBERS,)}
 SAME_AGAIN = {
@@ -87,11 +88,11 @@ EFFECTS = {
     "data.weight": (views.sequence, 3.0, MIXED),
     "data.extra_sources": (views.sequence, MIXED["data.extra_sources"], {}),
     "data.norm_stats_of": (views.statistics, "own", SAME_AGAIN),
-    "data.order": (views.sequence, "frames", READ),
-    "data.window_gb": (views.sequence, 1.0, {**READ, "data.order": "spans", "data.window_gb": 100.0}),
+    "data.order": (views.sequence, "frames", LONG_GOP),
+    "data.window_gb": (views.log_of_data, 1.0, {**LONG_GOP, "data.window_gb": 100.0}),
     "data.on_bad_sample": (views.skipping, "skip", {}),
     "data.transforms.depth_stride": (views.batch_or_refusal, 8, DEPTH),
-    "data.transforms.per_step_norm": (views.batch, True, READ),
+    "data.transforms.per_step_norm": (views.statistics, True, READ),
     "data.transforms.state_layout": (views.batch, "grippers_last", {}),
     "data.transforms.delta_fields": (views.batch, ("torso",), {}),
     "data.transforms.normalization": (views.batch, "zscore", {}),
@@ -100,7 +101,7 @@ EFFECTS = {
     "data.transforms.tokenizer": (views.batch_or_refusal, "/nowhere/tokenizer.model", {}),
     "data.num_workers": (views.workers, 2, {"data.num_workers": 1}),
     "data.prefetch": (views.workers, 5, {"data.num_workers": 1}),
-    "data.frame_cache_gib": (views.sequence, 0.1, READ),
+    "data.frame_cache_gib": (views.sequence, 0.1, LONG_GOP),
     "data.sample_demos": (views.made_demonstrations, 9, SAMPLE),
     "optimizer.b1": (views.updates, 0.5, {}),
     "optimizer.b2": (views.updates, 0.5, {}),

@@ -192,7 +192,7 @@ def skipping(config):
     def spoiled(i, run=None):
         if i == data.mixture.address(0).index:
             raise BadSampleError("spoiled")
-        return RandomDataset.get(data.dataset, i, run)
+        return data.dataset[i]
 
     with mock.patch.object(type(data.dataset), "get", lambda self, i, run=None: spoiled(i, run)):
         loader = Loader(data.mixture, config, sharding.batch_sharding(sharding.make_mesh(1)))
@@ -261,7 +261,7 @@ def plan(config):
 def initial_weights(config):
     """Returns where the first parameters come from: an address, or `random`."""
     drawn = mock.patch.object(start, "random_state", return_value="random")
-    read = mock.patch.object(start, "load_params", lambda address, *_, kind, fresh: (address, kind))
+    read = mock.patch.object(start, "load_params", lambda address, *_, kind, draw: (address, kind))
     kept = mock.patch.object(start, "state_from_params", lambda params, *_: params)
     with tempfile.TemporaryDirectory() as directory, drawn, read, kept:
         config = dataclasses.replace(config, checkpoint_dir=directory)
