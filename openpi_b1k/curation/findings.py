@@ -90,7 +90,7 @@ def has_errors(findings: Sequence[Finding]) -> bool:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Returns the findings as text: a line for each kind with its count, and some of them below it."""
+    """Returns the findings as text: a line for each kind with its count, some of them below it, and the verdict."""
     if not findings:
         return "nothing found"
     lines = [f"{'':9}{'kind':22}{'count':>7}  meaning"]
@@ -102,4 +102,6 @@ def table(findings: Sequence[Finding]) -> str:
             lines.append(f"{'':11}{text}")
         if len(group) > NUM_EXAMPLES:
             lines.append(f"{'':11}and {len(group) - NUM_EXAMPLES} more: see --json")
+    num_errors = sum(finding.severity == "error" for finding in findings)
+    lines.append(f"{num_errors} errors: training on these data would be wrong" if num_errors else "no errors")
     return "\n".join(lines)

@@ -22,6 +22,8 @@ from openpi_b1k.transforms.pipeline import input_pipeline, output_pipeline
 from openpi_b1k.transforms.tokenize import Tokenizer
 from openpi_b1k.typing import Params
 
+logger = logging.getLogger(__name__)
+
 
 class Policy:
     """Samples action chunks for a batch of environments."""
@@ -76,6 +78,10 @@ class Policy:
         shardings = jax.tree.map(lambda _: on_first_device, abstract)
         params = load_params(checkpoint, abstract, shardings, kind=weights_kind, log_level=logging.DEBUG)
         tokenizer = Tokenizer(checkpoint / contents.TOKENIZER_FILE)
+        info = contents.read_info(checkpoint)
+        logger.info(
+            "policy of %s: %d steps on %s", checkpoint, info.completed_steps, "; ".join(map(str, info.sources))
+        )
         return cls(config, params, assets, tokenizer, seed=seed)
 
     def replace_params(self, params: Params) -> None:

@@ -257,6 +257,8 @@ def test_the_table_counts_kinds_and_shows_some(capsys):
     text = findings.table(found)
     assert text.index("missing file") < text.index("idle ends")
     assert "and 2 more: see --json" in text
+    assert text.endswith("5 errors: training on these data would be wrong")
+    assert findings.table(found[5:]).endswith("no errors")
     assert findings.has_errors(found)
     assert not findings.has_errors(found[5:])
     assert findings.table([]) == "nothing found"
