@@ -43,8 +43,11 @@ def run(config: TrainConfig, shard: str | None, *, is_merging: bool) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--shard")
-    parser.add_argument("--merge", action="store_true")
+    usage = "%(prog)s RECIPE [--shard I/N | --merge] [the recipe's flags]"
+    parser = argparse.ArgumentParser(usage=usage, add_help=False, allow_abbrev=False)
+    parser.add_argument("--shard", metavar="I/N", help="compute and keep only part I of N, counted from 0")
+    parser.add_argument("--merge", action="store_true", help="put together the parts that --shard has kept")
     own, rest = parser.parse_known_args()
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help(), flush=True)
     sys.exit(run(cli.parse(configs, rest), own.shard, is_merging=own.merge))

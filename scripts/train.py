@@ -19,8 +19,8 @@ def run(config: TrainConfig) -> int:
 
     from openpi_b1k import metrics  # noqa: PLC0415
     from openpi_b1k.data.b1k import BadSampleError  # noqa: PLC0415
-    from openpi_b1k.data.loader import WorkerError  # noqa: PLC0415
     from openpi_b1k.data.open import open_training_data  # noqa: PLC0415
+    from openpi_b1k.data.workers import WorkerError  # noqa: PLC0415
     from openpi_b1k.training.loop import train  # noqa: PLC0415
     from openpi_b1k.training.start import start  # noqa: PLC0415
     from openpi_b1k.training.stopping import InterruptedTraining  # noqa: PLC0415

@@ -58,6 +58,9 @@ class Row:
     memory_end_gb: float
     """After `samples`."""
     memory_peak_gb: float
+    memory_mapped_gb: float
+    """Of that at the end: mapped files, mostly libraries and columns, counted for each worker though they share them;
+    the system takes this memory back when it needs it."""
     samples: int
     data_gb: float
     """On disk; files that episodes share counted once."""
@@ -108,6 +111,7 @@ def measure(kind: videos.Kind, settings: Settings, root: pathlib.Path | None = N
                 jax.block_until_ready(next(loader))
                 memory.append(workers.resident_bytes())
                 samples += settings.batch_size
+            mapped = workers.mapped_bytes()
     loader_speeds, ceiling_speeds = np.array(speeds).T
     row = Row(
         kind=kind.name,
@@ -118,6 +122,7 @@ def measure(kind: videos.Kind, settings: Settings, root: pathlib.Path | None = N
         memory_start_gb=memory[0] / 1e9,
         memory_end_gb=memory[-1] / 1e9,
         memory_peak_gb=max(memory) / 1e9,
+        memory_mapped_gb=mapped / 1e9,
         samples=samples,
         data_gb=videos.data_bytes(root) / 1e9,
     )
@@ -141,6 +146,11 @@ class Workers:
     def resident_bytes(self) -> int:
         """Returns the resident memory of all, mapped files included."""
         pages = sum(int((path / "statm").read_text().split()[1]) for path in self._directories)
+        return pages * resource.getpagesize()
+
+    def mapped_bytes(self) -> int:
+        """Returns the part of `resident_bytes` that is mapped files."""
+        pages = sum(int((path / "statm").read_text().split()[2]) for path in self._directories)
         return pages * resource.getpagesize()
 
     def rest(self) -> float:

@@ -145,14 +145,14 @@ class DataConfig(SourceConfig):
     order: Literal["auto", "frames", "spans"] = "auto"
     """Frames drawn independently, or spans between key frames decoded once and mixed through a window. auto: spans
     where key frames are more than 32 frames apart and no frame cache is given."""
-    window_gb: float = 3.0
+    window_gb: float = 2.2
     """Memory of the spans' window over all processes and workers, in GB; decides how many spans are mixed."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """A frame that cannot be read ends the run, or the next good one of its lane replaces it, counted and logged."""
     num_workers: int = 8
     """Processes that read and decode; 0 reads in a thread of the training process."""
     prefetch: int = 2
-    """Batches kept ready on the devices, and as many more by each worker."""
+    """Batches kept ready on the devices, and as many more by the workers."""
     frame_cache_gib: float = 0.0
     """Memory for decoded frames, shared by the data set's readers of one process; 0 decodes every time."""
 

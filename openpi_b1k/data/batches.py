@@ -1,13 +1,13 @@
-"""Shares of batches as NumPy arrays: what worker processes make. Must not need jax."""
+"""Batches as NumPy arrays, row by row: what worker processes make. Must not need jax."""
 
 import dataclasses
-import signal
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from openpi_b1k.data.b1k import BadSampleError
+from openpi_b1k.data.batch_memory import Layout, OwnBlocks, Path
 from openpi_b1k.data.mixture import Mixture
 from openpi_b1k.data.order.lanes import LANES
 from openpi_b1k.data.order.rows import Rows
@@ -17,15 +17,24 @@ FIELDS = ("images", "image_masks", "state", "prompt_tokens", "prompt_mask", "act
 """Of a model sample, those a batch has."""
 OPTIONAL_FIELDS = ("point_cloud",)
 """Those a batch has if the samples do."""
-ENDLESS = 2**48
-"""More shares than any run takes; grain wants a number."""
 MAX_REPLACED = 256
 """Bad samples in a row of one lane after which a run that skips them ends all the same."""
 
 
+class Share(NamedTuple):
+    """What is said of a worker's rows of a step, which are in the batch's memory."""
+
+    layout: Layout | None
+    """Of the batch; None if there are no rows."""
+    skipped: int = 0
+    """How many samples were replaced."""
+    messages: tuple[str, ...] = ()
+    """What was wrong with these, and with replacements that were bad, too."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """`shares[step * w + i]` is what worker i of w makes of this process's rows of a step.
+    """The shares of batches: worker i of w makes those of this process's rows that `rows.share(step, i)` tells.
 
     With on_bad_sample skip, a sample that cannot be read is replaced by the next good one of its lane. That depends on
     the position alone, so a resumed run, or one with other workers, replaces it by the same.
@@ -36,29 +45,47 @@ class Shares:
     is_skipping: bool
     """Whether bad samples are replaced."""
 
-    def __len__(self) -> int:
-        """Returns a number of shares that is never reached."""
-        return ENDLESS
+    def fill(self, step: int, worker: int, room: Callable[[Layout], Mapping[Path, np.ndarray]]) -> Share:
+        """Writes a worker's rows of a step, each as soon as it is made.
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns a share, which is a plain dict so that grain finds the arrays in it.
-
-        Its fields: `fields`, those of the batch, stacked on a new first axis, in the order of `rows.share`, and empty
-        if the share is; `skipped`, how many samples were replaced; `messages`, a tuple of what was wrong with these and
-        with replacements that were bad, too.
+        Args:
+            step: of the run.
+            worker: of this process, counted from 0.
+            room: gives the arrays of the batch, [rows of this process, ...] each.
 
         Raises:
             BadSampleError: a sample cannot be read and is not skipped, or one and MAX_REPLACED after it cannot.
+            ValueError: samples have different fields, shapes or types.
         """
-        step, worker = divmod(index, self.rows.num_workers)
-        _, positions = self.rows.share(step, worker)
+        rows, positions = self.rows.share(step, worker)
         messages: list[str] = []
-        samples, skipped = [], 0
-        for n in positions.tolist():
+        skipped, layout, fields = 0, None, {}
+        for row, n in zip(rows.tolist(), positions.tolist(), strict=True):
             before = len(messages)
-            samples.append(self._sample(n, messages))
+            arrays = flatten(self._sample(n, messages))
             skipped += len(messages) > before
-        return {"fields": stack(samples) if samples else {}, "skipped": skipped, "messages": tuple(messages)}
+            if layout is None:
+                layout = Layout.of(arrays, self.rows.stop - self.rows.first)
+                fields = room(layout)
+            _write(fields, row, arrays)
+        return Share(layout, skipped, tuple(messages))
+
+    def batch(self, step: int, blocks: OwnBlocks) -> tuple[dict[str, Any], list[Share]]:
+        """Returns this process's rows of a step, made here in a block: fields [b, ...], images and masks by camera.
+
+        Raises:
+            BadSampleError: as `fill`.
+            ValueError: as `fill`.
+        """
+        made: list[Mapping[Path, np.ndarray]] = []
+
+        def room(layout: Layout) -> Mapping[Path, np.ndarray]:
+            if not made:
+                made.append(layout.views(blocks.block(layout.nbytes)))
+            return made[0]
+
+        shares = [self.fill(step, worker, room) for worker in range(self.rows.num_workers)]
+        return nest(made[0]), shares
 
     def _sample(self, n: int, messages: list[str]) -> Sample:
         if not self.is_skipping:
@@ -74,41 +101,37 @@ class Shares:
         )
 
 
-def ignore_interrupts(worker: int, num_workers: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to every process of the run, to the process that trains and saves."""
-    del worker, num_workers  # what grain tells a worker that starts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def stack(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Returns model samples as one batch: each field stacked, images and their masks by camera."""
-    batch = {}
-    for name in (*FIELDS, *(name for name in OPTIONAL_FIELDS if name in samples[0])):
-        if isinstance(samples[0][name], dict):
-            batch[name] = {key: np.stack([sample[name][key] for sample in samples]) for key in samples[0][name]}
+def flatten(sample: Sample) -> dict[Path, np.ndarray]:
+    """Returns those arrays of a model sample that a batch has, by path."""
+    arrays = {}
+    for name in (*FIELDS, *(name for name in OPTIONAL_FIELDS if name in sample)):
+        value = sample[name]
+        if isinstance(value, dict):
+            arrays |= {(name, key): array for key, array in value.items()}
         else:
-            batch[name] = np.stack([sample[name] for sample in samples])
-    return batch
+            arrays[name,] = value
+    return arrays
 
 
-def join(shares: Sequence[dict[str, Any]], rows: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Returns the batch of a process from its workers' shares.
+def nest(arrays: Mapping[Path, np.ndarray]) -> dict[str, Any]:
+    """Returns the fields of a batch, images and their masks by camera, from arrays by path."""
+    fields: dict[str, Any] = {}
+    for (name, *keys), array in arrays.items():
+        if keys:
+            fields.setdefault(name, {})[keys[0]] = array
+        else:
+            fields[name] = array
+    return fields
 
-    Args:
-        shares: `fields` of each worker's share; those without rows are empty.
-        rows: of each, the rows of the batch that it holds; together each of them once.
-    """
-    if len(shares) == 1:
-        return shares[0]
-    size = sum(map(len, rows))
-    filled = [(share, own) for share, own in zip(shares, rows, strict=True) if len(own)]
 
-    def joined(parts: list[Any]) -> Any:  # Any: arrays, or dicts of them
-        if isinstance(parts[0], dict):
-            return {key: joined([part[key] for part in parts]) for key in parts[0]}
-        whole = np.empty((size, *parts[0].shape[1:]), parts[0].dtype)
-        for part, (_, own) in zip(parts, filled, strict=True):
-            whole[own] = part
-        return whole
-
-    return joined([share for share, _ in filled])
+def _write(fields: Mapping[Path, np.ndarray], row: int, arrays: Mapping[Path, np.ndarray]) -> None:
+    if fields.keys() != arrays.keys():
+        raise ValueError(f"samples of a batch must have the same fields; got {list(arrays)} and {list(fields)}")
+    for path, array in arrays.items():
+        field = fields[path]
+        if array.shape != field.shape[1:] or array.dtype != field.dtype:
+            raise ValueError(
+                f"samples of a batch must have the same shapes and types; {'.'.join(path)} is {array.dtype} "
+                f"{list(array.shape)} in one and {field.dtype} {list(field.shape[1:])} in another"
+            )
+        field[row] = array

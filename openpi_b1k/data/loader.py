@@ -8,27 +8,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
-from absl import flags
 
 from openpi_b1k.config.train import TrainConfig
-from openpi_b1k.data.batches import Shares, ignore_interrupts, join
+from openpi_b1k.data.batch_memory import OwnBlocks
+from openpi_b1k.data.batches import Share, Shares
 from openpi_b1k.data.mixture import Mixture
 from openpi_b1k.data.order.rows import Rows
+from openpi_b1k.data.workers import Workers
 from openpi_b1k.observation import Batch, Observation
 
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGES = 10
 """Replaced samples of a batch that are logged one by one."""
-_Made = tuple[Batch, int, list[str]]
-"""A batch, how many of its samples were replaced, and what was wrong with those."""
-
-
-class WorkerError(RuntimeError):
-    """A worker process is gone."""
+_Made = tuple[Batch, list[Share]]
+"""A batch, and what the workers say of it."""
 
 
 class Loader:
@@ -60,9 +56,10 @@ class Loader:
         self._sharding = sharding
         self._batch_size = config.batch_size
         num_workers = config.data.num_workers
-        self._rows = Rows(config.batch_size, *process_rows(sharding, config.batch_size), max(num_workers, 1))
-        shares = Shares(mixture, self._rows, is_skipping=config.data.on_bad_sample == "skip")
-        self._shares = _made(shares, start_step, num_workers, config.data.prefetch)
+        rows = Rows(config.batch_size, *process_rows(sharding, config.batch_size), max(num_workers, 1))
+        self._shares = Shares(mixture, rows, is_skipping=config.data.on_bad_sample == "skip")
+        self._workers = Workers(self._shares, start_step, config.data.prefetch) if num_workers else None
+        self._blocks = OwnBlocks()
         self._step = start_step
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ready: collections.deque[concurrent.futures.Future[_Made]] = collections.deque()
@@ -86,14 +83,14 @@ class Loader:
             raise RuntimeError("this loader is closed, by close() or after an error; make a new one")
         start = time.perf_counter()
         try:
-            batch, skipped, messages = self._ready.popleft().result()
+            batch, shares = self._ready.popleft().result()
         except BaseException:  # a KeyboardInterrupt too: what is under way must not keep the process alive
             self.close()
             raise
         self.data_wait_s = time.perf_counter() - start
         self._ready.append(self._thread.submit(self._make))
-        self.skipped_samples = skipped
-        _log_skipped(messages)
+        self.skipped_samples = sum(share.skipped for share in shares)
+        _log_skipped([message for share in shares for message in share.messages])
         return batch
 
     def __enter__(self) -> "Loader":
@@ -109,20 +106,18 @@ class Loader:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._workers is not None:
+            self._workers.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._ready.clear()
-        if isinstance(self._shares, grain.DatasetIterator):
-            self._shares.close()
-        self._shares = iter(())  # grain's iterator complains if it lives on to the interpreter's end
+        if self._workers is not None:
+            self._workers.close()
 
     def _make(self) -> _Made:
-        workers = range(self._rows.num_workers)
-        shares = [_taken(self._shares) for _ in workers]
-        rows = [self._rows.share(self._step, worker)[0] for worker in workers]
-        self._step += 1
-        batch = self._place(join([share["fields"] for share in shares], rows))
-        messages = [message for share in shares for message in share["messages"]]
-        return batch, sum(share["skipped"] for share in shares), messages
+        step, self._step = self._step, self._step + 1
+        maker = self._shares.batch if self._workers is None else self._workers.take
+        fields, shares = maker(step, self._blocks)
+        return self._place(fields), shares
 
     def _place(self, fields: dict[str, Any]) -> Batch:
         def place(rows: np.ndarray) -> jax.Array:
@@ -148,35 +143,6 @@ def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int,
     if any(end != start for (_, end), (start, _) in itertools.pairwise(spans)):
         raise ValueError(f"a process's devices must hold neighbouring rows of the batch; this one's hold {spans}")
     return spans[0][0], spans[-1][1]
-
-
-def _made(shares: Shares, start_step: int, num_workers: int, prefetch: int) -> Iterator[dict[str, Any]]:
-    """Returns the shares from `start_step` on, made here or by worker processes.
-
-    Of the elements that follow, grain gives every num_workers-th to the same process, in order: share i of a step is
-    always made by process i, which has its own copy of the data sets and their open decoders.
-    """
-    if num_workers == 0:
-        return map(shares.__getitem__, range(start_step, len(shares)))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain asks for its flags, which only absl's own `app.run` would parse
-    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-    in_worker = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    following = grain.MapDataset.source(shares).slice(slice(start_step * num_workers, None))
-    return iter(following.to_iter_dataset(in_worker).mp_prefetch(options, worker_init_fn=ignore_interrupts))
-
-
-def _taken(shares: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the next share; a worker that is gone is explained."""
-    try:
-        return next(shares)
-    except RuntimeError as error:
-        if "was terminated unexpectedly" not in str(error):  # grain's words for it
-            raise
-        raise WorkerError(
-            f"a worker process of the loader was killed: {error} Most often memory, or /dev/shm, ran out: lower "
-            "--data.num-workers, --data.prefetch, --data.window-gb or --data.frame-cache-gib, and go on with --resume"
-        ) from error
 
 
 def _log_skipped(messages: list[str]) -> None:

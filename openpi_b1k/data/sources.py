@@ -1,5 +1,6 @@
 """From the description of a data set to its samples: index, columns, annotations, window, split, spans, frames."""
 
+import bisect
 import dataclasses
 import logging
 import pathlib
@@ -13,6 +14,7 @@ from openpi_b1k.data import random_samples
 from openpi_b1k.data.b1k import B1kDataset
 from openpi_b1k.data.columns import Columns
 from openpi_b1k.data.frames.frame_cache import EpisodeFrames
+from openpi_b1k.data.frames.runs import WindowSize
 from openpi_b1k.data.frames.video import key_frame_distance
 from openpi_b1k.data.index import revision
 from openpi_b1k.data.index.annotations import Annotations, read_annotations
@@ -38,8 +40,9 @@ DECODED_SPAN = 250
 """About the length of a piece in mode spans: the GOP of the 2025 release."""
 LONG_GOP = 32
 """Frames between key frames above which frames are not drawn independently, unless the config says so."""
-SPARE_LANES = 1
-"""Of each reader's memory: what has just been used is dropped only when room is needed."""
+SPARE_SPANS = 16
+"""Of so many spans, there is room for the decoders of one more, and of one at least: some spans end between key frames,
+and their decoders wait until it shows that nobody comes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,32 +140,48 @@ class Plan:
     mixing: Mixing
     longest: int
     """Frames of a span."""
-    reader_bytes: int
-    """Memory for spans under way in each process that reads; 0 in mode frames."""
+    window: WindowSize
+    """Of each process that reads; of no size in mode frames."""
 
 
 def choose_plan(source: SourceConfig, config: TrainConfig, index: EpisodeIndex, num_readers: int) -> Plan:
     """Returns how the lanes mix an index's spans.
 
-    In mode spans the window's memory decides how many spans a lane has open: each takes a decoder per video and the
-    decoded frames of a run, half of which have been used at most times. Sources share the window evenly.
+    In mode spans the window's memory decides how many spans are open, one in each lane at least; lanes differ by one at
+    most. Sources share the window evenly.
     """
     data, distance = config.data, key_frame_distance(index)
     if data.order == "frames" or (data.order == "auto" and (distance <= LONG_GOP or data.frame_cache_gib)):
         logger.info("source %s: frames are drawn independently; key frames every %d frames", source.name, distance)
-        return Plan(Mixing(), FRAMES_SPAN, 0)
-    frames = EpisodeFrames(index, config.model.image_size)
-    span_bytes = frames.span_bytes + RUN * frames.sample_bytes // 2
-    num_open = max(1, int(data.window_gb * 1e9 / len(data.sources) / LANES / span_bytes))
+        return Plan(Mixing(), FRAMES_SPAN, WindowSize(0, 0))
+    frames, most_bytes = EpisodeFrames(index, config.model.image_size), data.window_gb * 1e9 / len(data.sources)
+
+    def nbytes(num_spans: int) -> float:
+        size = _window_size(frames, num_spans, num_readers)
+        return num_readers * (size.picture_bytes + size.num_readers / len(index.videos) * frames.span_bytes)
+
+    more = range(LANES + 1, int(most_bytes / (frames.span_bytes + RUN * frames.sample_bytes)) + 1)
+    num_spans = LANES + bisect.bisect_right(more, most_bytes, key=nbytes)
     logger.info(
-        "source %s: spans between key frames (every %d frames) are decoded once, %d mixed in each of %d lanes: about "
-        "%.1f GB (--data.window-gb)",
-        *(source.name, distance, num_open, LANES, LANES * num_open * span_bytes / 1e9),
+        "source %s: spans between key frames (every %d frames) are decoded once, %d mixed at a time in %d lanes: at "
+        "most %.1f GB (--data.window-gb)",
+        *(source.name, distance, num_spans, LANES, nbytes(num_spans) / 1e9),
     )
-    lanes = -(-LANES // num_readers) + SPARE_LANES
+    num_open, num_more = divmod(num_spans, LANES)
     longest = distance * max(1, round(DECODED_SPAN / distance))
-    most_bytes = frames.span_bytes + RUN * frames.sample_bytes
-    return Plan(Mixing(num_open, is_sequential=True), longest, lanes * num_open * most_bytes)
+    return Plan(
+        Mixing(num_open, is_sequential=True, num_more=num_more), longest, _window_size(frames, num_spans, num_readers)
+    )
+
+
+def _window_size(frames: EpisodeFrames, num_spans: int, num_readers: int) -> WindowSize:
+    """Returns the window of each reader, where the lanes of all have that many spans open.
+
+    There is room for every span's whole run: of those at which a run of training begins, part is never asked for.
+    """
+    spans = -(-num_spans * -(-LANES // num_readers) // LANES)
+    spare = max(1, spans // SPARE_SPANS)
+    return WindowSize(spans * RUN * frames.sample_bytes, (spans + spare) * len(frames.index.videos))
 
 
 def _open_demonstrations(
@@ -176,7 +195,7 @@ def _open_demonstrations(
     spans = span_table(index, skills, dict(source.skill_weights), plan.longest, mixing.is_sequential, seed)
     prompts = open_prompts(index, source.prompt_level, found.annotations)
     cache_bytes = int(config.data.frame_cache_gib * 2**30 / len(config.data.sources))
-    frames = EpisodeFrames(index, model.image_size, cache_bytes, plan.reader_bytes)
+    frames = EpisodeFrames(index, model.image_size, cache_bytes, plan.window)
     return OpenedSource(
         config=source,
         robot=robot,

@@ -1,6 +1,8 @@
 """A vector whose entries have names and units. Every index into proprio, state and action comes from here."""
 
 import dataclasses
+import functools
+import itertools
 
 from openpi_b1k.config.data import Modality
 
@@ -24,15 +26,20 @@ class Layout:
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"a layout must name each field once; got {', '.join(self.names)}")
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Field names in order."""
         return tuple(field.name for field in self.fields)
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Entries in all."""
         return sum(field.size for field in self.fields)
+
+    @functools.cached_property
+    def _slices(self) -> dict[str, slice]:
+        ends = itertools.accumulate(field.size for field in self.fields)
+        return {field.name: slice(end - field.size, end) for field, end in zip(self.fields, ends, strict=True)}
 
     def slice(self, name: str) -> slice:
         """Returns where the field `name` lies.
@@ -40,12 +47,9 @@ class Layout:
         Raises:
             KeyError: there is no such field.
         """
-        start = 0
-        for field in self.fields:
-            if field.name == name:
-                return slice(start, start + field.size)
-            start += field.size
-        raise KeyError(f"no field {name!r}; known fields: {', '.join(self.names)}")
+        if name not in self._slices:
+            raise KeyError(f"no field {name!r}; known fields: {', '.join(self.names)}")
+        return self._slices[name]
 
 
 @dataclasses.dataclass(frozen=True)

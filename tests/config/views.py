@@ -14,7 +14,6 @@ import re
 import tempfile
 from unittest import mock
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from openpi_b1k import metrics, sharding
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.data.b1k import BadSampleError
+from openpi_b1k.data.batch_memory import OwnBlocks
 from openpi_b1k.data.batches import Shares
 from openpi_b1k.data.loader import Loader
 from openpi_b1k.data.open import open_training_data
@@ -114,7 +114,8 @@ def batch(config):
     """Returns a hash of the run's first batch."""
     data = open_training_data(config)
     rows = Rows(config.batch_size, 0, config.batch_size, num_workers=1)
-    return digest(Shares(data.mixture, rows, is_skipping=False)[0]["fields"])
+    fields, _ = Shares(data.mixture, rows, is_skipping=False).batch(0, OwnBlocks())
+    return digest(fields)
 
 
 def batch_or_refusal(config):
@@ -210,11 +211,11 @@ def workers(config):
     asked = []
     data = open_training_data(config)
 
-    def note(**options):
-        asked.append(options)
+    def note(shares, start_step, ahead):
+        asked.append((shares.rows.num_workers, ahead))
         raise InterruptedError
 
-    with mock.patch.object(grain, "MultiprocessingOptions", note), contextlib.suppress(InterruptedError):
+    with mock.patch("openpi_b1k.data.loader.Workers", note), contextlib.suppress(InterruptedError):
         Loader(data.mixture, config, sharding.batch_sharding(sharding.make_mesh(1))).close()
     return asked
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from openpi_b1k.data.b1k import BadSampleError
-from openpi_b1k.data.batches import Shares, join, stack
+from openpi_b1k.data.batch_memory import Layout, OwnBlocks, SharedBlocks
+from openpi_b1k.data.batches import Share, Shares, flatten
 from openpi_b1k.data.mixture import Mixture
 from openpi_b1k.data.order.lanes import LANES
 from openpi_b1k.data.order.rows import Rows
@@ -20,9 +21,8 @@ def batch(mixture, step, size=64, processes=1, workers=1, *, is_skipping=False):
     whole = []
     for first in range(0, size, size // processes):
         rows = Rows(size, first, first + size // processes, workers)
-        shares = Shares(mixture, rows, is_skipping)
-        made = [shares[step * workers + worker]["fields"] for worker in range(workers)]
-        whole.append(join(made, [rows.share(step, worker)[0] for worker in range(workers)])["images"]["head"])
+        fields, _ = Shares(mixture, rows, is_skipping).batch(step, OwnBlocks())
+        whole.append(fields["images"]["head"])
     return np.concatenate(whole)
 
 
@@ -109,9 +109,9 @@ def test_skipping_replaces_a_bad_sample_by_the_next_good_one_of_its_lane():
     for processes, workers in ((1, 1), (1, 3), (4, 2)):
         found = batch(mixture, 0, processes=processes, workers=workers, is_skipping=True)
         np.testing.assert_array_equal(found, expected)
-    share = Shares(mixture, Rows(64, 0, 64, 1), is_skipping=True)[0]
-    assert sorted(share["messages"]) == sorted(f"sample {i} is bad" for i in bad)
-    assert share["skipped"] == 2
+    _, (share,) = Shares(mixture, Rows(64, 0, 64, 1), is_skipping=True).batch(0, OwnBlocks())
+    assert sorted(share.messages) == sorted(f"sample {i} is bad" for i in bad)
+    assert share.skipped == 2
 
 
 def test_skipping_ends_where_nothing_is_good():
@@ -120,16 +120,74 @@ def test_skipping_ends_where_nothing_is_good():
         batch(mixture, 0, is_skipping=True)
 
 
-def test_an_empty_share_has_no_fields():
+def test_an_empty_share_asks_for_no_memory():
     shares = Shares(numbers(), Rows(8, 0, 8, 50), is_skipping=False)
-    made = [shares[worker] for worker in range(50)]
-    assert sum(bool(share["fields"]) for share in made) == 8
-    assert next(share for share in made if not share["fields"]) == {"fields": {}, "skipped": 0, "messages": ()}
+    _, made = shares.batch(0, OwnBlocks())
+    assert sum(share.layout is not None for share in made) <= 8
+    empty = next(worker for worker in range(50) if made[worker].layout is None)
+    assert shares.fill(0, empty, None) == Share(None, 0, ())
 
 
 def test_fields_that_only_some_models_have():
     mixture = numbers()
     sample = mixture.sample(0)
-    assert "point_cloud" not in stack([sample])
+    assert ("point_cloud",) not in flatten(sample)
     cloud = np.zeros((16, 5, 3), np.float32)
-    assert stack([sample | {"point_cloud": cloud}] * 2)["point_cloud"].shape == (2, 16, 5, 3)
+    layout = Layout.of(flatten(sample | {"point_cloud": cloud}), 2)
+    assert layout.views(OwnBlocks().block(layout.nbytes))["point_cloud",].shape == (2, 16, 5, 3)
+
+
+def test_samples_of_different_form_are_refused():
+    mixture = numbers()
+    make = mixture.sample
+    shares = Shares(mixture, Rows(8, 0, 8, 1), is_skipping=False)
+    mixture.sample = lambda n: make(n) | ({"state": np.zeros(1, np.int64)} if n == 3 else {})
+    with pytest.raises(ValueError, match=r"same shapes and types; state is int64 \[1\] in one and int64 \[\]"):
+        shares.batch(0, OwnBlocks())
+    mixture.sample = lambda n: make(n) | ({"state": np.float32(1)} if n == 3 else {})
+    with pytest.raises(ValueError, match=r"state is float32 \[\] in one and int64 \[\] in another"):
+        shares.batch(0, OwnBlocks())
+    mixture.sample = lambda n: make(n) | ({"point_cloud": np.zeros(1)} if n == 3 else {})
+    with pytest.raises(ValueError, match=r"must have the same fields; got .*point_cloud"):
+        shares.batch(0, OwnBlocks())
+
+
+def test_arrays_of_a_layout_are_aligned_apart_and_of_their_type():
+    rng = np.random.default_rng(0)
+    rows = {("a", "x"): rng.integers(0, 256, (3, 5), np.uint8), ("b",): np.float32(2.5), ("c",): np.ones((2, 1), bool)}
+    layout = Layout.of(rows, 7)
+    block = OwnBlocks().block(layout.nbytes)
+    block[:] = 0
+    views = layout.views(block)
+    for path, row in rows.items():
+        assert (views[path].shape, views[path].dtype) == ((7, *row.shape), row.dtype)
+        assert views[path].flags.c_contiguous
+        assert views[path].ctypes.data % 64 == 0
+        views[path][2] = row
+    for path, row in rows.items():
+        np.testing.assert_array_equal(views[path], np.where(np.arange(7).reshape(-1, *[1] * row.ndim) == 2, row, 0))
+
+
+def test_a_block_is_used_again_only_when_nothing_lies_in_it():
+    blocks = OwnBlocks()
+    first = blocks.block(100)
+    address, part = first.ctypes.data, first[10:20].view(np.int16)
+    del first
+    second = blocks.block(100)
+    assert second.ctypes.data != address
+    del part
+    assert blocks.block(100).ctypes.data == address
+    assert blocks.block(50).nbytes == 50
+
+
+def test_shared_blocks_come_round_and_keep_one_layout():
+    blocks = SharedBlocks(2)
+    layout = Layout.of({("a",): np.float32(0)}, 3)
+    for number in (0, 1):
+        blocks.views(layout, number)["a",][:] = number
+    assert [blocks.views(layout, number)["a",].tolist() for number in (4, 7)] == [[0] * 3, [1] * 3]
+    assert blocks.block(4).tobytes() == bytes(len(blocks.block(4)))
+    with pytest.raises(ValueError, match=r"one has a int16 \[\], an earlier one a float32"):
+        blocks.views(Layout.of({("a",): np.int16(0)}, 3), 0)
+    blocks.close()
+    blocks.close()

@@ -12,6 +12,7 @@ from openpi_b1k.data.columns import Columns
 from openpi_b1k.data.frames import depth, segmentation
 from openpi_b1k.data.frames.decoding import Decoder
 from openpi_b1k.data.frames.frame_cache import EpisodeFrames
+from openpi_b1k.data.frames.runs import WindowSize
 from openpi_b1k.data.frames.video import VideoFrames
 from openpi_b1k.data.index.annotations import read_annotations
 from openpi_b1k.data.index.formats import open_index
@@ -207,13 +208,13 @@ def test_runs_are_decoded_once_and_their_window_is_bounded(root, monkeypatch, ca
     )
     frames = EpisodeFrames(index, 56)
     assert frames.sample_bytes == 3 * 56 * 56 * 3
-    assert frames.span_bytes == 18 * (144 * 144 + 2 * 96 * 96)
+    assert frames.span_bytes == 16 * (144 * 144 + 2 * 96 * 96)
     whole = [range(first, min(first + 25, 500)) for first in range(0, 500, 25)]
     for run in whole:
         for frame in reversed(run):
             frames.read(row, frame, run)
     assert len(fed) <= 3 * (500 + 8 + 8)  # two key frames; what follows the last one of a GOP in decoding is near
-    small = EpisodeFrames(index, 56, window_bytes=16_000_000)
+    small = EpisodeFrames(index, 56, window=WindowSize(16_000_000, 1))
     kept = {}
     for run in whole[:8]:
         for frame in (run[3], run[0], run[20]):
@@ -222,8 +223,12 @@ def test_runs_are_decoded_once_and_their_window_is_bounded(root, monkeypatch, ca
         for one, other in zip(pictures, frames.read(row, frame), strict=True):
             np.testing.assert_array_equal(one, other)
     assert not caplog.records
-    tiny = EpisodeFrames(index, 56, window_bytes=3 * 56 * 56 * 3 * 10)
-    for frame in whole[0]:
+    tiny = EpisodeFrames(index, 56, window=WindowSize(frames.sample_bytes * 10, 3))
+    tiny.read(row, 0, whole[0])
+    for frame in whole[0][15:]:
+        tiny.read(row, frame, whole[0])
+    assert not caplog.records  # what was dropped is not asked for
+    for frame in whole[0][1:15]:
         tiny.read(row, frame, whole[0])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "raise --data.window-gb" in caplog.text

@@ -82,6 +82,24 @@ def test_position_alone_decides(mixing):
         assert make(table, mixing).pick(int(position)).index == expected[position]
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_lanes_with_one_span_more_are_shared_evenly_by_readers(epoch):
+    mixing = Mixing(1, is_sequential=True, num_more=20)
+    order = make(Table([500] * 64 * 3), mixing)
+    size = order.num_samples
+    spans = []
+    for lane in range(LANES):
+        positions = range(epoch * size + lane + 100 * LANES, epoch * size + lane + 140 * LANES, LANES)
+        runs = {(int(pick.index) // 500) for pick in map(order.pick, positions)}
+        spans.append(len(runs))
+    assert sorted(spans)[:40] == [1] * 40
+    assert sum(count > 1 for count in spans) >= 20
+    for readers in (2, 4, 8):
+        shares = [sum(mixing.open_in(number) for number in range(one, LANES, readers)) for one in range(readers)]
+        assert max(shares) - min(shares) <= 1
+        assert sum(shares) == LANES + 20
+
+
 def test_epochs_and_seeds_differ():
     size = sum(RAGGED)
     orders = [indices(make(Table(RAGGED), FRAMES, seed), range(size * 2)) for seed in (0, 1)]

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from openpi_b1k.data.b1k import BadSampleError
-from openpi_b1k.data.loader import Loader, WorkerError, process_rows
+from openpi_b1k.data.loader import Loader, process_rows
 from openpi_b1k.data.open import open_training_data
 from openpi_b1k.data.order.rows import Rows
+from openpi_b1k.data.workers import WorkerError
 from openpi_b1k.observation import Batch
 from tests.dataset.dataset_cases import make_config
 from tests.dataset.mixture_cases import numbers

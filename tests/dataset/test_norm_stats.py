@@ -15,7 +15,7 @@ from openpi_b1k.data.statistics import compute, counting, distribution
 from openpi_b1k.data.statistics.compute import Shard, parse_shard, summarise
 from openpi_b1k.data.statistics.report import described, table
 from openpi_b1k.data.statistics.summary import Summary, of_rows
-from openpi_b1k.robots.r1pro import r1pro
+from openpi_b1k.robots.r1pro import PROPRIO_IN_USE, r1pro
 from openpi_b1k.transforms.normalize import FieldStats, NormStats
 from openpi_b1k.transforms.pipeline import statistics_pipeline
 from tests.dataset.dataset_cases import make_config
@@ -71,7 +71,6 @@ def assert_close(stats, expected, **tolerance):
 def test_statistics_are_those_of_every_real_step(index, generation, delta_fields, block, monkeypatch):
     monkeypatch.setattr(counting, "BLOCK_FRAMES", block)
     monkeypatch.setattr(distribution, "EXACT_VALUES", 10**6)
-    monkeypatch.setattr(counting, "EXACT_VALUES", 10**6)
     layout = "grippers_last" if generation == "2025" else "like_action"
     transforms, robot = TransformConfig(state_layout=layout, delta_fields=delta_fields), r1pro(layout)
     stats = summarise(index, robot, transforms, 40).result()  # the shortest window is shorter than the chunk
@@ -83,7 +82,6 @@ def test_statistics_are_those_of_every_real_step(index, generation, delta_fields
 @pytest.mark.parametrize("delta_fields", [(), DELTAS])
 def test_quantiles_of_bins_are_within_a_thousandth_of_the_range(index, delta_fields, monkeypatch):
     monkeypatch.setattr(distribution, "EXACT_VALUES", 50)
-    monkeypatch.setattr(counting, "EXACT_VALUES", 50)
     transforms = TransformConfig(delta_fields=delta_fields)
     stats = summarise(index, ROBOT, transforms, 8).result()
     rows = np.concatenate(loops(index, transforms, ROBOT, 8)[1])
@@ -102,14 +100,38 @@ def test_a_stride_over_steps_leaves_moments_exact(index):
     transforms = TransformConfig(delta_fields=DELTAS)
     every, some = (counting.Counting(ROBOT, transforms, 16, stride) for stride in (1, 4))
     columns = Columns(index, ROBOT)
-    summaries = [each.empty() for each in (every, some)]
-    for each, summary in zip((every, some), summaries, strict=True):
-        for row in range(len(index.numbers)):
-            each.add(summary, *columns.episode(row), row)
+    windows = [counting.Window(*columns.episode(row)) for row in range(len(index.numbers))]
+    summaries = [each.summarise(windows) for each in (every, some)]
     one, other = (summary.result().actions for summary in summaries)
     np.testing.assert_array_equal(one.mean, other.mean)
     np.testing.assert_array_equal(one.std, other.std)
     assert len(summaries[1].actions[0][5].values) < len(summaries[0].actions[0][5].values) / 3
+
+
+def test_quantiles_of_a_ninth_are_those_of_all_within_a_thousandth_of_the_range():
+    """Of more frames than are all counted: steady motion, bursts, rests, and a hum of about the stride's period."""
+    rng = np.random.default_rng(0)
+    windows, time, where = [], np.arange(37_000) / 30, ROBOT.action.slice("torso")
+    for _ in range(30):
+        proprio = np.zeros((len(time), PROPRIO_IN_USE.size), np.float32)
+        actions = np.zeros((len(time), ROBOT.action.size), np.float32)
+        torso = proprio[:, PROPRIO_IN_USE.slice(dict(ROBOT.sources)["torso"].proprio_field)]
+        torso[:, 0] = np.cumsum(rng.standard_normal(len(time))) * 0.01
+        torso[:, 1] = np.cumsum(np.repeat(rng.standard_t(3, 370), 100)) * 1e-3
+        torso[:, 2] = np.sin(rng.uniform(0.1, 1) * time) * (np.sin(0.02 * time + rng.uniform(0, 6)) > 0.5)
+        torso[:, 3] = np.sin(6.3 * np.arange(len(time)) / compute.STRIDE) + 0.01 * rng.standard_normal(len(time))
+        actions[:, where] = np.roll(torso, -3, axis=0)
+        windows.append(counting.Window(proprio, actions))
+    assert sum(len(window.actions) for window in windows) > compute.FRAMES_ALL_COUNTED
+    transforms = TransformConfig(delta_fields=("torso",))
+    all_counted, some = (
+        counting.Counting(ROBOT, transforms, 32, stride).summarise(windows) for stride in (1, compute.STRIDE)
+    )
+    for every, ninth in zip(all_counted.actions[0][where], some.actions[0][where], strict=True):
+        error = np.subtract(every.quantiles(), ninth.quantiles())
+        assert (np.abs(error) < 1e-3 * (every.high - every.low)).all()
+        assert ninth.counts.sum() == pytest.approx(every.counts.sum() / compute.STRIDE, rel=1e-3)
+        assert (ninth.mean, ninth.squares) == (every.mean, every.squares)
 
 
 def test_steps_may_have_statistics_of_their_own(index):
@@ -131,7 +153,6 @@ def test_steps_may_have_statistics_of_their_own(index):
 @pytest.mark.parametrize("exact", [50, 10**6])
 def test_shards_and_processes_make_the_whole(index, exact, monkeypatch):
     monkeypatch.setattr(distribution, "EXACT_VALUES", exact)
-    monkeypatch.setattr(counting, "EXACT_VALUES", exact)
     transforms = TransformConfig(delta_fields=DELTAS)
     whole = summarise(index, ROBOT, transforms, 8)
     parts = [summarise(index, ROBOT, transforms, 8, Shard(i, 3)) for i in (2, 0, 1)]
@@ -143,11 +164,11 @@ def test_shards_and_processes_make_the_whole(index, exact, monkeypatch):
         assert_close(getattr(one, field), vars(getattr(other, field)), rtol=1e-12, atol=1e-15)
 
 
-def test_worker_processes_change_nothing(index, monkeypatch):
+def test_threads_change_nothing(index, monkeypatch):
     monkeypatch.setattr(compute, "FRAMES_PER_TASK", 100)
-    one = summarise(index, ROBOT, TransformConfig(), 8, num_processes=1).result()
-    two = summarise(index, ROBOT, TransformConfig(), 8, num_processes=2).result()
-    assert one.to_json() == two.to_json()
+    one = summarise(index, ROBOT, TransformConfig(), 8, num_threads=1).result()
+    many = summarise(index, ROBOT, TransformConfig(), 8, num_threads=5).result()
+    assert one.to_json() == many.to_json()
 
 
 def test_quantiles_are_nearer_the_truth_than_openpis(data_dir):

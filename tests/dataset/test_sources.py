@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from openpi_b1k.data import sources
-from openpi_b1k.data.frames.runs import READER_BYTES_PER_PIXEL
+from openpi_b1k.data.frames.runs import READER_BYTES_PER_PIXEL, WindowSize
 from openpi_b1k.data.order.lanes import LANES
 from openpi_b1k.data.order.slots import RUN, Mixing
 from openpi_b1k.data.sources import choose_plan, open_source
@@ -21,12 +21,12 @@ def with_data(config, **changes):
 
 READERS_BYTES = READER_BYTES_PER_PIXEL * (144**2 + 2 * 96**2)
 RUN_BYTES = RUN * 3 * 3 * 56 * 56
-SPAN_BYTES = READERS_BYTES + RUN_BYTES // 2
-"""Of the decoders of three videos, and of half a run of pictures at the model's size."""
+SPAN_BYTES = READERS_BYTES * 17 / 16 + RUN_BYTES
+"""Of the decoders of three videos, some to spare, and of a run of pictures at the model's size."""
 
 
 def window_gb(num_open):
-    return LANES * num_open * SPAN_BYTES / 1e9
+    return (LANES * num_open + 0.01) * SPAN_BYTES / 1e9
 
 
 def frames_of(opened, epoch=0):
@@ -98,12 +98,12 @@ def test_skill_weights_keep_their_part_of_every_skills_frames(config_2025):
 @pytest.mark.parametrize(
     ("distance", "changes", "expected"),
     [
-        (250, {}, (Mixing(3, is_sequential=True), 250)),
+        (250, {}, (Mixing(3, is_sequential=True, num_more=32), 250)),
         (250, {"order": "frames"}, (Mixing(), sources.FRAMES_SPAN)),
         (250, {"frame_cache_gib": 1.0}, (Mixing(), sources.FRAMES_SPAN)),
         (8, {}, (Mixing(), sources.FRAMES_SPAN)),
-        (8, {"order": "spans"}, (Mixing(3, is_sequential=True), 248)),
-        (60, {}, (Mixing(3, is_sequential=True), 240)),
+        (8, {"order": "spans"}, (Mixing(3, is_sequential=True, num_more=32), 248)),
+        (60, {}, (Mixing(3, is_sequential=True, num_more=32), 240)),
         (250, {"window_gb": 1e-6}, (Mixing(1, is_sequential=True), 250)),
     ],
 )
@@ -115,15 +115,25 @@ def test_key_frames_and_config_decide_the_mode(config_2025, monkeypatch, distanc
     assert (plan.mixing, plan.longest) == expected
 
 
-def test_the_window_is_shared_by_processes_and_sources(config_2025, caplog):
+@pytest.mark.parametrize("num_readers", [1, 2, 16, 24, 64])
+def test_windows_of_all_readers_stay_within_their_memory(config_2025, num_readers):
     index = open_source(config_2025.data, config_2025, 1).demonstrations.index
-    most = READERS_BYTES + RUN_BYTES
+    config = with_data(config_2025, window_gb=window_gb(10))
+    plan = choose_plan(config.data, config, index, num_readers)
+    lanes = -(-LANES // num_readers)
+    spans = lanes * (plan.mixing.num_open + (plan.mixing.num_more > 0))
+    assert plan.window.num_readers > 3 * (spans - lanes)
+    used = plan.window.picture_bytes + plan.window.num_readers // 3 * READERS_BYTES
+    assert 0.8 * config.data.window_gb * 1e9 < num_readers * used <= config.data.window_gb * 1e9
+
+
+def test_the_window_is_shared_by_sources(config_2025, caplog):
+    index = open_source(config_2025.data, config_2025, 1).demonstrations.index
     config = with_data(config_2025, window_gb=window_gb(4.5))
     with caplog.at_level(logging.INFO):
         alone = choose_plan(config.data, config, index, num_readers=1)
-    assert "every 250 frames) are decoded once, 4 mixed in each of 64 lanes" in caplog.text
-    assert alone.mixing.num_open == 4
-    assert alone.reader_bytes == (LANES + 1) * 4 * most
-    assert choose_plan(config.data, config, index, num_readers=16).reader_bytes == (4 + 1) * 4 * most
+    assert "every 250 frames) are decoded once, 288 mixed at a time in 64 lanes: at most" in caplog.text
+    assert alone.mixing == Mixing(4, is_sequential=True, num_more=32)
+    assert alone.window == WindowSize(288 * RUN_BYTES, 3 * (288 + 18))
     two = with_data(config, extra_sources=(dataclasses.replace(make_config("2025", None).data, name="more"),))
-    assert choose_plan(two.data, two, index, num_readers=1).mixing.num_open == 2
+    assert choose_plan(two.data, two, index, num_readers=1).mixing == Mixing(2, is_sequential=True, num_more=16)

@@ -181,27 +181,39 @@ class Reader:
     def _advance(self, number: int, wanted: frozenset[int], last: int | None) -> av.VideoFrame:
         """Returns frame `number`, decoding packets until it is shown."""
         while True:
-            while self._ready:
-                frame = self._ready.popleft()
-                if frame.pts == number:
-                    return frame
-            if self._next is None:
-                raise ValueError(
-                    f"{self._file.path} cannot be decoded: frame {number} was not shown; download it again"
-                )
-            ended = self._next == len(self._table.sizes) or (last is not None and self._next > last)
-            try:
-                frames = self.decoder.drain() if ended else self._feed(self._next, number, wanted)
-            except FFmpegError as error:
-                raise self._damaged(number, error) from error
-            if ended:
-                self.decoder.reset()
-                self._next = None
-            for frame in frames:
-                if frame.is_corrupt:
-                    raise self._damaged(number, "a frame is corrupt")
-                self._shown = frame.pts if frame.pts is not None else self._shown
-            self._ready.extend(frames)
+            shown = self._take(number)
+            if shown is not None:
+                return shown
+            self._decode(number, wanted, last)
+
+    def _take(self, number: int) -> av.VideoFrame | None:
+        """Returns frame `number` if it has been decoded, and drops those before it."""
+        while self._ready:
+            frame = self._ready.popleft()
+            if frame.pts == number:
+                return frame
+        return None
+
+    def _decode(self, number: int, wanted: frozenset[int], last: int | None) -> None:
+        """Decodes a packet on the way to frame `number`.
+
+        No other frame may be held meanwhile: each that is makes the decoder's memory larger by one, for good.
+        """
+        if self._next is None:
+            raise ValueError(f"{self._file.path} cannot be decoded: frame {number} was not shown; download it again")
+        ended = self._next == len(self._table.sizes) or (last is not None and self._next > last)
+        try:
+            frames = self.decoder.drain() if ended else self._feed(self._next, number, wanted)
+        except FFmpegError as error:
+            raise self._damaged(number, error) from error
+        if ended:
+            self.decoder.reset()
+            self._next = None
+        for frame in frames:
+            if frame.is_corrupt:
+                raise self._damaged(number, "a frame is corrupt")
+            self._shown = frame.pts if frame.pts is not None else self._shown
+        self._ready.extend(frames)
 
     def _feed(self, packet: int, number: int, wanted: frozenset[int]) -> list[av.VideoFrame]:
         shows, data = self._packet(packet, number)

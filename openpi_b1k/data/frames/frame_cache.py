@@ -1,5 +1,6 @@
 """Frames by episode and number: decoded one by one, in runs, or kept in memory at the model's size."""
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -8,15 +9,12 @@ import numpy as np
 
 from openpi_b1k.data.frames.decoding import DecoderPool, Reader
 from openpi_b1k.data.frames.pictures import Picture, Pictures
-from openpi_b1k.data.frames.runs import READER_BYTES_PER_PIXEL, Window
+from openpi_b1k.data.frames.runs import READER_BYTES_PER_PIXEL, Window, WindowSize
 from openpi_b1k.data.frames.segmentation import Instances
 from openpi_b1k.data.frames.video import OpenVideos
 from openpi_b1k.data.index.episodes import EpisodeIndex
 
 logger = logging.getLogger(__name__)
-
-WINDOW_BYTES = 3_000_000_000
-"""Where nobody says how much memory runs may take."""
 
 
 class EpisodeFrames:
@@ -34,7 +32,7 @@ class EpisodeFrames:
         index: EpisodeIndex,
         image_size: int | None = None,
         cache_bytes: int = 0,
-        window_bytes: int = WINDOW_BYTES,
+        window: WindowSize = WindowSize(),  # noqa: B008  # frozen
     ) -> None:
         """Decodes nothing yet.
 
@@ -42,7 +40,7 @@ class EpisodeFrames:
             index: where the frames are.
             image_size: height and width in pixels that RGB is brought to, as the pipeline would; None leaves it.
             cache_bytes: memory for whole episodes of RGB, which needs `image_size`; 0 keeps none.
-            window_bytes: memory for decoded runs and the decoders that wait between them.
+            window: of decoded runs and the decoders that wait between them.
 
         Raises:
             ValueError: frames are to be kept, but at no size.
@@ -52,13 +50,11 @@ class EpisodeFrames:
         self.index = index
         self._image_size = image_size
         self._cache_bytes = cache_bytes
-        self._window_bytes = window_bytes
+        self._window_size = window
         self._pictures = Pictures(index, image_size)
         self._videos = OpenVideos(index.fps)
         self._decoders = DecoderPool()
-        self._window = Window(
-            window_bytes, self.span_bytes // len(index.videos), lambda reader: self._decoders.give(reader.decoder)
-        )
+        self._window = Window(window, lambda reader: self._decoders.give(reader.decoder))
         self._kept: dict[tuple[int, int], np.ndarray] = {}
         self._used_bytes = 0
         self._lock = threading.Lock()
@@ -66,7 +62,7 @@ class EpisodeFrames:
 
     def __reduce__(self) -> tuple:
         """Returns how another process makes one of its own."""
-        return EpisodeFrames, (self.index, self._image_size, self._cache_bytes, self._window_bytes)
+        return EpisodeFrames, (self.index, self._image_size, self._cache_bytes, self._window_size)
 
     @property
     def sample_bytes(self) -> int:
@@ -183,7 +179,8 @@ class EpisodeFrames:
         is_whole = False
         try:
             shown = reader.frames(numbers, pause=pause)
-            pictures = [self._pictures.make(row, place, image, file.path) for image in shown]
+            make = functools.partial(self._pictures.make, row, place, path=file.path)
+            pictures = list(map(make, shown))  # holds no frame while the next is decoded; see READER_BYTES_PER_PIXEL
             is_whole = True
         finally:
             if not (is_whole and pause):

@@ -7,9 +7,9 @@ import av
 import numpy as np
 
 from openpi_b1k.data.frames import depth, segmentation
+from openpi_b1k.data.frames.rgb import RgbFrames
 from openpi_b1k.data.frames.video import check_shape
 from openpi_b1k.data.index.episodes import EpisodeIndex, Video
-from openpi_b1k.transforms.images import resize_with_pad
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class Pictures:
         """
         self._videos = index.videos
         self._image_size = image_size
+        self._scaled, self._stored = RgbFrames(image_size), RgbFrames(None)
         self._codings = {place: depth.coding(video.key) for place, video in enumerate(index.videos)}
         self.instances = {
             place: segmentation.EpisodeInstances(index, video.camera)
@@ -61,10 +62,9 @@ class Pictures:
         check_shape(path, frame, (video.height, video.width))
         if video.modality == "depth":
             return Picture(depth.luma(frame), depth.metres(self._codings[place], frame.format.name))
-        image = frame.to_ndarray(format="rgb24")
         if video.modality == "segmentation":
-            return Picture(segmentation.positions(image, len(self.instances[place](row).ids)))
-        return Picture(image if self._image_size is None else resize_with_pad(image, self._image_size))
+            return Picture(segmentation.positions(self._stored(frame), len(self.instances[place](row).ids)))
+        return Picture(self._scaled(frame))
 
     @property
     def nbytes(self) -> int:

@@ -102,7 +102,7 @@ class LaneOrder:
         counts[0] -= cut
         counts[-1] -= int(self._ends[high - 1]) - stop
         samples = self._samples_of(epoch, low, cut, counts)
-        return Part(counts, samples, self._mixing, derive_seed(self._seed, epoch, number))
+        return Part(counts, samples, self._mixing, derive_seed(self._seed, epoch, number), number)
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Returns (first, end) of a part among the source's samples, counted along the episodes."""

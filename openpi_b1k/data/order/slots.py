@@ -19,7 +19,7 @@ import numpy as np
 
 from openpi_b1k.data.order.permutation import derive_seed, shuffled
 
-RUN = 16
+RUN = 8
 """Most samples that a slot asks of a span."""
 
 
@@ -27,10 +27,16 @@ RUN = 16
 class Mixing:
     """How a lane mixes its spans."""
 
-    num_open: int = 8
+    num_open: int = 16
     """Spans that are mixed at a time."""
     is_sequential: bool = False
     """Whether a span's samples come in order of their frames, as a decoder gives them, or in random order."""
+    num_more: int = 0
+    """Parts of an epoch, the first ones, that mix one span more."""
+
+    def open_in(self, number: int) -> int:
+        """Returns how many spans part `number` mixes at a time."""
+        return self.num_open + (number < self.num_more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,9 @@ class Pick:
 class Part:
     """The order of a part's samples."""
 
-    def __init__(self, counts: np.ndarray, samples: Callable[[int], np.ndarray], mixing: Mixing, seed: int) -> None:
+    def __init__(
+        self, counts: np.ndarray, samples: Callable[[int], np.ndarray], mixing: Mixing, seed: int, number: int = 0
+    ) -> None:
         """Puts the spans in order.
 
         Args:
@@ -53,11 +61,12 @@ class Part:
             samples: from a span's place in `counts` to the ascending indices of its samples, int64 [counts[place]].
             mixing: of the spans.
             seed: of the part.
+            number: of the part in its epoch.
         """
         self._samples, self._mixing, self._seed = samples, mixing, seed
         self._order = shuffled(seed, len(counts))
         self._counts = counts[self._order]
-        self._num_open = min(mixing.num_open, len(counts))
+        self._num_open = min(mixing.open_in(number), len(counts))
         self._slots_between = -(-int(counts.max()) // (self._num_open * RUN))
         depths = np.arange(self._num_open)[:, None]
         of_block = _cut(self._counts, depths + 1, self._num_open) - _cut(self._counts, depths, self._num_open)

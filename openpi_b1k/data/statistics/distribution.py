@@ -51,17 +51,20 @@ class Distribution:
     """float32: the kept values."""
 
     def update(self, values: np.ndarray, weights: np.ndarray | int = 1) -> None:
-        """Adds float32 values [n], each as often as its weight says: int64 [n], or one for all."""
+        """Adds float32 values [n], each as often as its weight says: float64 [n], or one for all."""
         if not len(values):
             return
         exact = values.astype(np.float64)
         if isinstance(weights, int):
             mean = float(exact.mean())
-            # Not a dot product, which would wake the threads of a BLAS in each of our processes.
-            self.add_moments(weights * len(values), mean, weights * float(np.square(exact - mean).sum()))
+            exact -= mean
+            # Not a dot product, which would wake the threads of a BLAS in each of ours.
+            self.add_moments(weights * len(values), mean, weights * float(np.einsum("i,i", exact, exact)))
         else:
-            mean = float(np.average(exact, weights=weights))
-            self.add_moments(float(weights.sum()), mean, float((weights * np.square(exact - mean)).sum()))
+            count = float(weights.sum())
+            mean = float(np.einsum("i,i", exact, weights)) / count
+            exact -= mean
+            self.add_moments(count, mean, float(np.einsum("i,i,i", exact, exact, weights)))
         self.add_values(values, weights)
 
     def add_moments(self, count: float, mean: float, squares: float) -> None:
@@ -81,8 +84,8 @@ class Distribution:
             self._keep(values, np.broadcast_to(np.float64(weights), values.shape))
             return
         exponent = self.cover(float(values.min()), float(values.max()))
-        bins = np.floor(values * np.float32(2.0**-exponent)).astype(np.int64)
-        self.add_bins(bins, weights)
+        scaled = values * np.float32(2.0**-exponent)
+        self._count(np.floor(scaled, out=scaled), weights)
 
     def cover(self, low: float, high: float) -> int:
         """Makes bins for values in [low, high], and returns their e; kept values move into them."""
@@ -99,15 +102,17 @@ class Distribution:
             _add_coarser(counts, first, self.counts, self.first, exponent - was)
         self.exponent, self.first, self.counts, self.values = exponent, first, counts, values[:0]
         if was is None:
-            self.add_bins(np.floor(values * np.float32(2.0**-exponent)).astype(np.int64), weights)
+            self._count(np.floor(values * np.float32(2.0**-exponent)), weights)
         return exponent
 
-    def add_bins(self, bins: np.ndarray, weights: np.ndarray | int = 1) -> None:
-        """Adds values given by their bins' numbers int64 [n]; `cover` made these bins before."""
+    def _count(self, numbers: np.ndarray, weights: np.ndarray | int) -> None:
+        """Adds values given by their bins' numbers, float32 [n], which are overwritten; `cover` made the bins."""
+        numbers -= np.float32(self.first)  # exact: a bin's number has no more digits than the values
+        bins = numbers.astype(np.intp)
         if isinstance(weights, int):
-            self.counts += np.bincount(bins - self.first, minlength=len(self.counts)) * weights
+            self.counts += np.bincount(bins, minlength=len(self.counts)) * weights
         else:
-            self.counts += np.bincount(bins - self.first, weights, minlength=len(self.counts))
+            self.counts += np.bincount(bins, weights, minlength=len(self.counts))
 
     def merge(self, other: "Distribution", scale: float = 1.0) -> None:
         """Adds another distribution, its counts times `scale`."""
@@ -163,7 +168,7 @@ class Distribution:
 def _add_coarser(counts: np.ndarray, first: int, finer: np.ndarray, finer_first: int, shift: int) -> None:
     """Adds the counts of a grid to one whose bins are 2**shift times as wide."""
     used = np.flatnonzero(finer)
-    np.add.at(counts, ((used + finer_first) >> shift) - first, finer[used])
+    counts += np.bincount(((used + finer_first) >> shift) - first, finer[used], minlength=len(counts))
 
 
 def _kept_quantiles(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

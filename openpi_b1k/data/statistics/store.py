@@ -14,7 +14,7 @@ from openpi_b1k.data.index.episodes import EpisodeIndex
 from openpi_b1k.data.statistics.compute import Shard
 from openpi_b1k.data.statistics.summary import Summary
 
-VERSION = 2
+VERSION = 3
 """Part of the name: raise it when the same data would give other numbers."""
 
 
