@@ -1,7 +1,6 @@
 """Tells whether a data set is whole and right: `uv run scripts/audit_dataset.py ROOT --json F --html F`.
 
-Exits with 1 where training would be wrong, 2 where nothing could be audited. A shard's JSON is a part; all parts make
-the whole with --merge. See docs/data.md.
+Exits with 1 where training would be wrong, 2 where nothing could be audited. See docs/data.md, also for --merge.
 """
 
 import dataclasses
@@ -34,10 +33,11 @@ class Args:
 
 def run(args: Args) -> int:
     """Prints the table and returns the exit status."""
-    from openpi_b1k.curation import audit, audit_page, findings, shards  # noqa: PLC0415  # --help answers at once
+    from openpi_b1k.curation import audit, audit_page, findings  # noqa: PLC0415  # --help answers at once
+    from openpi_b1k.data.shards import parse_shard  # noqa: PLC0415
 
     try:
-        shard = shards.parse_shard(args.shard)
+        shard = parse_shard(args.shard)
         if (args.root is None) == (not args.merge) or (shard.count > 1 and args.json is None):
             raise ValueError("give ROOT (with --shard also --json), or --merge with the JSON files of all shards")
         parts = [audit.from_json(path.read_text(encoding="utf-8")) for path in args.merge]

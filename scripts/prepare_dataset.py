@@ -1,7 +1,4 @@
-"""Re-encodes a data set at the model's size with short GOPs: `uv run scripts/prepare_dataset.py SOURCE --target DIR`.
-
-Prints what it takes first (--dry-run: only that). Start it again to go on; --shard I/N does a part. See docs/data.md.
-"""
+"""Re-encodes data at the model's size: `uv run scripts/prepare_dataset.py SOURCE --target DIR`; see docs/data.md."""
 
 import dataclasses
 import logging
@@ -37,11 +34,12 @@ class Args:
 
 def run(args: Args) -> int:
     """Prepares the data set and returns the exit status: 1 if a video could not be written, 2 if nothing was done."""
-    from openpi_b1k.curation import prepare, shards  # noqa: PLC0415  # so that --help answers at once
+    from openpi_b1k.curation import prepare  # noqa: PLC0415  # so that --help answers at once
+    from openpi_b1k.data.shards import parse_shard  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        shard = shards.parse_shard(args.shard)
+        shard = parse_shard(args.shard)
         work = prepare.plan(args.source, args.target, args.settings, args.tasks, args.cameras, args.modalities)
         print(expected := prepare.estimate(work))
         if args.dry_run:

@@ -14,8 +14,8 @@ import tqdm
 from openpi_b1k.curation import audit_meta, audit_rows, audit_videos, findings
 from openpi_b1k.curation.contents import Contents, episodes_of_files, read_contents
 from openpi_b1k.curation.findings import Finding
-from openpi_b1k.curation.shards import Shard
 from openpi_b1k.data.index.revision import read_revision
+from openpi_b1k.data.shards import Shard
 from openpi_b1k.robots.layout import Layout
 from openpi_b1k.robots.r1pro import ACTION, PROPRIO_IN_USE
 

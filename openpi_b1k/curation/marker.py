@@ -13,8 +13,8 @@ from openpi_b1k.config.data import Modality
 from openpi_b1k.curation.contents import Contents
 from openpi_b1k.curation.encoders import encoder_of
 from openpi_b1k.curation.recode import Result, Settings
-from openpi_b1k.curation.shards import Shard
 from openpi_b1k.data.index.revision import read_revision
+from openpi_b1k.data.shards import Shard
 
 MARKER = "meta/prepared.json"
 RECORDS = "meta/prepared"

@@ -24,10 +24,10 @@ from openpi_b1k.config.data import CAMERAS, Modality
 from openpi_b1k.curation import marker
 from openpi_b1k.curation.contents import MODALITIES, Contents, episodes_of_files, read_contents
 from openpi_b1k.curation.recode import PARTIAL, Job, Result, Settings, recode, sample_size
-from openpi_b1k.curation.shards import Shard
 from openpi_b1k.data.index.annotations import annotation_file
 from openpi_b1k.data.index.episodes import Video
 from openpi_b1k.data.index.revision import NOTES
+from openpi_b1k.data.shards import Shard
 
 logger = logging.getLogger(__name__)
 

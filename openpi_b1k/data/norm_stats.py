@@ -15,8 +15,9 @@ from openpi_b1k.config.data import TransformConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.data.columns import Columns
 from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.data.shards import Shard, parse_shard
 from openpi_b1k.data.statistics import store
-from openpi_b1k.data.statistics.compute import Shard, parse_shard, summarise
+from openpi_b1k.data.statistics.compute import of_shard, summarise
 from openpi_b1k.data.statistics.report import described
 from openpi_b1k.data.statistics.summary import Summary, pooled
 from openpi_b1k.robots.layout import Robot
@@ -195,7 +196,7 @@ def reports(
         if shard is not None:
             part = parse_shard(shard)
             path = write_part(source, action_horizon, part)
-            yield f"{path}\n{_speed(len(part.of(source.index)), start)}"
+            yield f"{path}\n{_speed(len(of_shard(source.index, part)), start)}"
             continue
         stats, path = (merge_parts if is_merging else load_or_compute)(source, action_horizon)
         text = described(stats, source.robot, source.transforms.normalization)

@@ -35,7 +35,7 @@ from openpi_b1k.robots.r1pro import r1pro
 logger = logging.getLogger(__name__)
 
 FRAMES_SPAN = 2048
-"""Longest piece of an episode in mode frames: eight of them are mixed in a lane, of which 64 go on at a time."""
+"""Longest piece of an episode in mode frames: sixteen of them are mixed in a lane, of which 64 go on at a time."""
 DECODED_SPAN = 250
 """About the length of a piece in mode spans: the GOP of the 2025 release."""
 LONG_GOP = 32

@@ -79,9 +79,7 @@ class Policy:
         params = load_params(checkpoint, abstract, shardings, kind=weights_kind, log_level=logging.DEBUG)
         tokenizer = Tokenizer(checkpoint / contents.TOKENIZER_FILE)
         info = contents.read_info(checkpoint)
-        logger.info(
-            "policy of %s: %d steps on %s", checkpoint, info.completed_steps, "; ".join(map(str, info.sources))
-        )
+        logger.info("policy of %s: %d steps on %s", checkpoint, info.completed_steps, "; ".join(map(str, info.sources)))
         return cls(config, params, assets, tokenizer, seed=seed)
 
     def replace_params(self, params: Params) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from openpi_b1k.curation import audit, audit_page, findings
 from openpi_b1k.curation.findings import Finding
-from openpi_b1k.curation.shards import Shard
 from openpi_b1k.data.index.listing import ACTION, PROPRIO
+from openpi_b1k.data.shards import Shard
 
 HEAD_2026 = "observation.rgb.zed_link_camera_0"
 

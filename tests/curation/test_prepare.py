@@ -8,11 +8,11 @@ import pytest
 from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.curation import audit, marker, prepare
 from openpi_b1k.curation.recode import Settings
-from openpi_b1k.curation.shards import Shard, parse_shard
 from openpi_b1k.data.frames.pictures import Pictures
 from openpi_b1k.data.frames.video import VideoFrames, key_frame_distance
 from openpi_b1k.data.index.formats import open_index
 from openpi_b1k.data.index.revision import read_revision
+from openpi_b1k.data.shards import Shard, parse_shard
 from openpi_b1k.transforms.images import resize_with_pad
 from tests.curation.conftest import NAMES
 

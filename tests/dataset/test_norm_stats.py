@@ -11,8 +11,9 @@ from openpi_b1k.data import norm_stats
 from openpi_b1k.data.columns import Columns
 from openpi_b1k.data.index.formats import open_index
 from openpi_b1k.data.norm_stats import StatsSource, choose, load_or_compute, load_or_pool, merge_parts, write_part
+from openpi_b1k.data.shards import Shard, parse_shard
 from openpi_b1k.data.statistics import compute, counting, distribution
-from openpi_b1k.data.statistics.compute import Shard, parse_shard, summarise
+from openpi_b1k.data.statistics.compute import summarise
 from openpi_b1k.data.statistics.report import described, table
 from openpi_b1k.data.statistics.summary import Summary, of_rows
 from openpi_b1k.robots.r1pro import PROPRIO_IN_USE, r1pro

@@ -6,7 +6,6 @@ processes takes as long as counting a million frames.
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from openpi_b1k.config.data import TransformConfig
 from openpi_b1k.data.columns import Columns
 from openpi_b1k.data.index.episodes import EpisodeIndex
+from openpi_b1k.data.shards import Shard
 from openpi_b1k.data.statistics.counting import Counting, Window
 from openpi_b1k.data.statistics.summary import Summary
 from openpi_b1k.robots.layout import Robot
@@ -23,42 +23,16 @@ from openpi_b1k.robots.layout import Robot
 FRAMES_PER_TASK = 200_000
 FRAMES_ALL_COUNTED = 1_000_000
 STRIDE = 9
-"""Of more frames, quantiles of deltas take every ninth at each step of a chunk; moments always take all."""
+"""Of more frames, quantiles of deltas take every ninth at each step of a chunk; moments always take all.
 
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Part `number` of `total` equal ones, counted from 0."""
-
-    number: int = 0
-    total: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.total:
-            raise ValueError(f"a shard I/N must have 0 <= I < N; got {self.number}/{self.total}")
-
-    def __str__(self) -> str:
-        return f"{self.number}-of-{self.total}"
-
-    def of(self, index: EpisodeIndex) -> EpisodeIndex:
-        """Returns the index of the episodes whose data files are this shard's, so that shards read different files."""
-        files = np.array_split(np.unique(index.data_ids), self.total)[self.number]
-        return index.take(np.flatnonzero(np.isin(index.data_ids, files)))
-
-
-def parse_shard(text: str) -> Shard:
-    """Returns the shard of a text such as 3/64.
-
-    Raises:
-        ValueError: it is not of that form, or its number is not below its count.
-    """
-    number, separator, total = text.partition("/")
-    if not (separator and number.isdecimal() and total.isdecimal()):
-        raise ValueError(f"a shard is I/N, such as 0/8; got {text!r}")
-    return Shard(int(number), int(total))
-
-
+The bound of 1e-3 of the range then rests on motion not repeating every ninth frame throughout the data."""
 WHOLE = Shard()
+
+
+def of_shard(index: EpisodeIndex, shard: Shard) -> EpisodeIndex:
+    """Returns the index of the episodes whose data files are a shard's, so that shards read different files."""
+    files = shard.take(np.unique(index.data_ids).tolist())
+    return index.take(np.flatnonzero(np.isin(index.data_ids, files)))
 
 
 def summarise(
@@ -81,7 +55,7 @@ def summarise(
     """
     stride = STRIDE if len(index) > FRAMES_ALL_COUNTED else 1
     counting = Counting(robot, transforms, action_horizon, stride)
-    index = shard.of(index)
+    index = of_shard(index, shard)
     columns = Columns(index, robot)
     columns.ensure()
     total = counting.empty()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from openpi_b1k import paths
 from openpi_b1k.config.data import TransformConfig
 from openpi_b1k.data.index.episodes import EpisodeIndex
-from openpi_b1k.data.statistics.compute import Shard
+from openpi_b1k.data.shards import Shard
 from openpi_b1k.data.statistics.summary import Summary
 
 VERSION = 3
@@ -41,7 +41,7 @@ class Place:
 
     def part(self, shard: Shard) -> pathlib.Path:
         """A shard's part of the summary."""
-        return self.directory / f"{self.name}.part-{shard}.npz"
+        return self.directory / f"{self.name}.part-{shard.number}-of-{shard.count}.npz"
 
     def merged(self) -> Summary:
         """Returns the merged parts of a complete set of shards.
