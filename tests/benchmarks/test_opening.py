@@ -1,15 +1,14 @@
-"""Meta files of the 2026 release's size open fast and in little memory."""
+"""Meta files of the 2026 release's size open in little memory; how fast, `scripts/benchmark.py metadata` says."""
 
 import pytest
 
 from openpi_b1k.benchmarks import opening
 
 
-def test_the_release_opens_in_five_seconds_and_a_gigabyte(tmp_path):
+def test_the_release_opens_in_a_gigabyte(tmp_path):
     opening.write_release(tmp_path)
     found = opening.measure(tmp_path)
     assert (found.episodes, found.frames) == (20_000, 210_916_774)
-    assert found.seconds <= 5  # ten times what it takes here
     assert found.peak_bytes <= 1e9
 
 

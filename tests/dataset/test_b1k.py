@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -139,18 +138,6 @@ def test_frame_memory_is_bounded(data_dir, monkeypatch):
     assert not fed
     dataset[100]
     assert fed
-
-
-def test_samples_from_memory_take_no_time(data_dir):
-    dataset = open_dataset(make_config("2026", None), data_dir / "lerobot_v30", 56, cache_bytes=100_000_000)
-    for i in range(len(dataset)):
-        dataset[i]
-    seconds = []
-    for i in range(len(dataset)):
-        start = time.perf_counter()
-        dataset[i]
-        seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 200e-6
 
 
 def test_a_sample_of_a_run_is_the_sample_itself(root, config, generation):
