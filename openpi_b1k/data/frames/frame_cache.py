@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import pathlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,7 @@ class EpisodeFrames:
         self._videos = OpenVideos(index.fps)
         self._decoders = DecoderPool()
         self._window = Window(window, lambda reader: self._decoders.give(reader.decoder))
+        self._paths: dict[int, pathlib.Path] = {}
         self._kept: dict[tuple[int, int], np.ndarray] = {}
         self._used_bytes = 0
         self._lock = threading.Lock()
@@ -191,5 +193,8 @@ class EpisodeFrames:
 
     def _address(self, row: int, place: int) -> tuple:
         index = self.index
-        first = int(index.first_frames[row, place])
-        return index.root / index.video_files[index.video_ids[row, place]], first, first + int(index.lengths[row])
+        first, video = int(index.first_frames[row, place]), int(index.video_ids[row, place])
+        path = self._paths.get(video)
+        if path is None:
+            path = self._paths[video] = index.root / index.video_files[video]
+        return path, first, first + int(index.lengths[row])
