@@ -1,6 +1,6 @@
 """Measures what training data cost, on generated data: `uv run scripts/benchmark.py loader|metadata|statistics`.
 
-The data are made on first use, in the cache: about a minute for each kind. --json FILE writes the rows there, too.
+The loader's data are made on first use, in the cache: about a minute for each kind. --json FILE keeps the rows.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """How near the loader comes to the decoder's limit, on each kind of data: speed, mixing and memory.
 
-Loader and ceiling take turns in one run, with as many processes, on the same frames, while the other rests: whatever
-else the machine does hits both. A turn of the loader begins and ends with its buffers full, so that it makes exactly
-the batches that are counted.
+Loader and ceiling take turns in one run, with as many processes, on the same sequence of frames, while the other
+rests: whatever else the machine does hits both. A turn of the loader begins and ends with its buffers full, so that it
+makes as many batches as are counted, though a few steps further on than the ceiling's.
 """
 
 import dataclasses
