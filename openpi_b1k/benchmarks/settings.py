@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from openpi_b1k.config.data import DataConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -16,7 +18,7 @@ class Settings:
     """Where the run begins."""
     memory_samples: int = 10_000
     """Over which memory is watched, the turns' among them."""
-    window_gb: float = 2.2
+    window_gb: float = DataConfig.window_gb
 
     def __post_init__(self) -> None:
         if min(self.num_workers, self.batch_size, self.turns, self.steps_per_turn) < 1:

@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import os
 import pathlib
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ from openpi_b1k.curation.encoders import Encoder, encoder_of
 from openpi_b1k.curation.recode import Settings
 from openpi_b1k.robots.layout import Layout
 from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO, PROPRIO_IN_USE
+from openpi_b1k.sample import demos
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +101,7 @@ def kind_named(name: str) -> Kind:
 def make(kind: Kind) -> pathlib.Path:
     """Returns the directory of a kind's data, made now or before: about a minute on two cores."""
     root = paths.cache_dir() / "benchmark" / f"{kind.name}-{_version(kind)}"
-    if not root.exists():
-        logger.info("making the benchmark's data %s in %s", kind.name, root)
-        partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
-        try:
-            write(partial, kind)
-            partial.rename(root)
-        except OSError:
-            if not root.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    demos.make_once(root, lambda partial: write(partial, kind))
     return root
 
 

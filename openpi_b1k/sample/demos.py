@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import TypeVar
 
 import tqdm
@@ -52,18 +53,24 @@ def make(generation: Generation, num_demos: int, modalities: tuple[Modality, ...
     """
     name = "-".join([generation, str(num_demos), *sorted(set(modalities) - {"rgb"}), code_version()])
     root = paths.cache_dir() / "sample" / name
-    if not root.exists():
-        logger.info("making %d demonstrations of the sample world in %s", num_demos, root)
-        partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
-        try:
-            write(partial, generation, num_demos, modalities)
-            partial.rename(root)
-        except OSError:
-            if not root.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    make_once(root, lambda partial: write(partial, generation, num_demos, modalities))
     return root
+
+
+def make_once(root: pathlib.Path, write_data: Callable[[pathlib.Path], None]) -> None:
+    """Has a data set written that is not there yet; it appears at `root` when it is whole, whoever else makes it."""
+    if root.exists():
+        return
+    logger.info("making generated data in %s", root)
+    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
+    try:
+        write_data(partial)
+        partial.rename(root)
+    except OSError:
+        if not root.exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(
