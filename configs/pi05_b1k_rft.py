@@ -9,7 +9,7 @@ import dataclasses
 
 from configs.pi05_b1k import CONFIG as DEMONSTRATIONS
 from openpi_b1k.config.data import SourceConfig
-from openpi_b1k.config.train import ScheduleConfig
+from openpi_b1k.config.optimization import ScheduleConfig
 
 CONFIG = dataclasses.replace(
     DEMONSTRATIONS,
@@ -26,6 +26,6 @@ CONFIG = dataclasses.replace(
             ),
         ),
     ),
-    schedule=ScheduleConfig(peak_lr=1e-6, final_lr=1e-7),
+    schedule=ScheduleConfig(warmup=0.05, peak_lr=1e-6, final_lr=1e-7),
     num_steps=20_000,
 )

@@ -7,7 +7,8 @@ ends with `closed-loop success 0.9x (.. of 50)` on layouts it has not seen.
 
 from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, TransformConfig
 from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
-from openpi_b1k.config.train import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from openpi_b1k.config.optimization import NO_AUGMENTATION, OptimizerConfig, ScheduleConfig
+from openpi_b1k.config.train import CheckpointConfig, TrainConfig
 
 GEMMA = GemmaConfig(width=64, depth=2, mlp_dim=256, num_heads=4, num_kv_heads=4, head_dim=32)
 
@@ -34,11 +35,15 @@ CONFIG = TrainConfig(
         frame_cache_gib=2.0,
     ),
     optimizer=OptimizerConfig(weight_decay=0.0),
-    schedule=ScheduleConfig(warmup_steps=100, peak_lr=2e-3, final_lr=4e-5),
+    schedule=ScheduleConfig(warmup=1 / 60, peak_lr=2e-3, final_lr=4e-5),
+    augmentation=NO_AUGMENTATION,  # a goal is a colour
     checkpoints=CheckpointConfig(save_every=2000, keep_every=None),
     batch_size=32,
     num_steps=6000,
     flow_samples=2,
     ema_decay=0.999,
+    fsdp=1,
+    microbatches=1,
+    validation_interval=2000,
     rollouts=50,
 )

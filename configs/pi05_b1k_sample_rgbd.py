@@ -21,6 +21,7 @@ CONFIG = dataclasses.replace(
         transforms=dataclasses.replace(SAMPLE.data.transforms, depth_stride=45),  # 256 points of 84 x 84 pixels
         sample_demos=400,
     ),
+    schedule=dataclasses.replace(SAMPLE.schedule, warmup=0.1),
     checkpoints=CheckpointConfig(save_every=1000, keep_every=None),
     num_steps=1000,
     rollouts=20,

@@ -15,6 +15,7 @@ SAMPLE = pi05_b1k_sample.CONFIG
 CONFIG = dataclasses.replace(
     SAMPLE,
     data=dataclasses.replace(SAMPLE.data, modalities=("rgb", "segmentation"), sample_demos=400),
+    schedule=dataclasses.replace(SAMPLE.schedule, warmup=0.1),
     checkpoints=CheckpointConfig(save_every=1000, keep_every=None),
     num_steps=1000,
     rollouts=0,

@@ -35,3 +35,5 @@ class Batch:
     """Normalised, zero-padded."""
     action_mask: Bool[Array, "b ah ad"]
     """Whether an entry counts in the loss: a real action dim at a step before the episode's end."""
+    source: Int[Array, " b"] | None = None
+    """int32, which of the config's sources a sample is of, counted from 0; None: all of the first."""

@@ -106,13 +106,11 @@ def _cached(address: str, target: pathlib.Path, download: Callable[[pathlib.Path
     """Returns `target`, which `download` fills first unless it exists; one process at a time."""
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f"{target.name}.lock"):
+    with locked(target.parent / f"{target.name}.lock"):
         if target.exists():
             return target
-        partial = target.parent / f"{target.name}.partial"
         try:
-            download(partial)
+            download(partial := target.parent / f"{target.name}.partial")
         except FileNotFoundError:
             raise
         except (OSError, http.client.HTTPException) as error:
@@ -125,7 +123,9 @@ def _cached(address: str, target: pathlib.Path, download: Callable[[pathlib.Path
 
 
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time go on, of those that name the same lock file; its directory is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also when the process dies
         yield

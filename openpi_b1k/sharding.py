@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from openpi_b1k.typing import Array, Params, PyTree
 
@@ -42,6 +42,7 @@ RULES: dict[str, str | None] = {
     "color": None,
     "patches": None,
     "one": None,
+    "rank": None,
     "norm": None,
     "bias": None,
 }
@@ -63,7 +64,7 @@ def make_mesh(fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:  # Any: 
     return Mesh(np.asarray(devices).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def param_shardings(mesh: Mesh, abstract_params: Params, logical_axes: Params) -> PyTree:
+def param_shardings(mesh: Mesh | AbstractMesh, abstract_params: Params, logical_axes: Params) -> PyTree:
     """Returns the NamedSharding of each parameter, in the structure of `abstract_params`.
 
     An axis whose length its mesh axis does not divide is not split: small models run on any mesh.
@@ -79,7 +80,7 @@ def param_shardings(mesh: Mesh, abstract_params: Params, logical_axes: Params) -
     return jax.tree.map(sharding, abstract_params, logical_axes)
 
 
-def _mesh_axis(name: str, size: int, mesh: Mesh) -> str | None:
+def _mesh_axis(name: str, size: int, mesh: Mesh | AbstractMesh) -> str | None:
     if name not in RULES:
         raise KeyError(f"no sharding rule for the axis {name!r}; known axes: {', '.join(RULES)}")
     axis = RULES[name]
@@ -91,7 +92,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -1,5 +1,6 @@
 """Trains a policy: `uv run scripts/train.py RECIPE [flags]`; `--help` lists recipes and flags."""
 
+import os
 import pathlib
 import sys
 
@@ -17,35 +18,32 @@ def run(config: TrainConfig) -> int:
     # Imported here, so that --help and a refused flag answer at once.
     import jax  # noqa: PLC0415
 
-    from openpi_b1k import metrics  # noqa: PLC0415
-    from openpi_b1k.data.b1k import BadSampleError  # noqa: PLC0415
-    from openpi_b1k.data.open import open_training_data  # noqa: PLC0415
-    from openpi_b1k.data.workers import WorkerError  # noqa: PLC0415
-    from openpi_b1k.training.loop import train  # noqa: PLC0415
+    from openpi_b1k.checkpoints.failures import CheckpointTimeoutError  # noqa: PLC0415
+    from openpi_b1k.training.loop import RUN_ERRORS, train  # noqa: PLC0415
     from openpi_b1k.training.start import start  # noqa: PLC0415
     from openpi_b1k.training.stopping import InterruptedTraining  # noqa: PLC0415
-    from openpi_b1k.training.window import NonFiniteLossError  # noqa: PLC0415
 
-    metrics.setup_logging(is_main=jax.process_index() == 0)
     try:
         if config.data.source == "sample":
             from openpi_b1k.sample import demos  # noqa: PLC0415
 
             config = demos.ensure(config)
-        training = start(config, open_training_data(config))
+        training = start(config)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         checkpoint = train(training)
-    except (NonFiniteLossError, BadSampleError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except RUN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, CheckpointTimeoutError):
+            os._exit(1)  # threads that write may hang for ever
         return 1
     except InterruptedTraining as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number
     print(f"checkpoint: {checkpoint}")
-    if config.rollouts:
+    if config.rollouts and jax.process_index() == 0:
         from openpi_b1k.evaluation import closed_loop  # noqa: PLC0415
 
         print(closed_loop.evaluate(checkpoint, episodes=config.rollouts, seed=config.seed).summary())
@@ -53,4 +51,7 @@ def run(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(cli.parse(configs)))
+    config = cli.parse(configs)
+    from openpi_b1k.training import distributed
+
+    sys.exit(distributed.run(run, config))

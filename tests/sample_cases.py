@@ -9,7 +9,8 @@ import jax
 
 from configs import debug
 from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, Generation, Modality, TransformConfig
-from openpi_b1k.config.train import ScheduleConfig, TrainConfig
+from openpi_b1k.config.optimization import ScheduleConfig
+from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.data.open import open_training_data
 from openpi_b1k.sample import demos
 from openpi_b1k.training import loop
@@ -52,7 +53,7 @@ def tiny_config(directory: pathlib.Path, root: pathlib.Path, generation: Generat
             transforms=transforms,
             num_workers=0,
         ),
-        schedule=ScheduleConfig(warmup_steps=0),
+        schedule=ScheduleConfig(warmup=0.0),
         batch_size=4,
         num_steps=1,
     )

@@ -1,33 +1,52 @@
 """What lies beside the arrays of a checkpoint, so that its directory alone is enough to serve, resume and convert.
 
 `<completed steps>/` has
-`params/`: the weights to act with, and `train_state/`: what training needs besides (Orbax);
+`params/`: the weights to act with, `train_state/`: what training needs besides, `lora/`: adapters, if any (Orbax);
 `config.json`: the run's TrainConfig, and `checkpoint.json`: CheckpointInfo;
+`adapter.json`: what is in `lora/`, see `adapters.py`;
+`manifest.json`: what the arrays' files must be, see `verification.py`;
 `assets/behavior-1k/<generation>-challenge-demos/norm_stats.json`, which is where openpi looks for it;
 `assets/prompts.json` and `assets/tokenizer.model`.
+
+Beside the checkpoints, `best.json` says which of them did best on held-out episodes.
 """
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import re
 import subprocess
 import time
 
+import jax
 import pydantic
 
+from openpi_b1k.checkpoints import adapters
 from openpi_b1k.config import serialize
 from openpi_b1k.config.model import FORBID_EXTRA
 from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.robots.layout import Layout
 from openpi_b1k.transforms.normalize import NormStats
 
 CONFIG_FILE = "config.json"
 INFO_FILE = "checkpoint.json"
+BEST_FILE = "best.json"
 PROMPTS_FILE = "assets/prompts.json"
 TOKENIZER_FILE = "assets/tokenizer.model"
 NORM_STATS_PATTERN = "assets/*/*/norm_stats.json"
+SCHEMA_VERSION = 2
+"""Of what lies in a checkpoint and what it means. Version 1 had no number."""
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+HASH_DIGITS = 16
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the installed versions of what arrays and updates depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +84,21 @@ class CheckpointInfo:
     """Parts of the model that openpi cannot read."""
     sources: tuple[SourceInfo, ...] = ()
     """The data sets of the run, the main one first."""
+    state_layout: tuple[str, ...] = ()
+    """What the entries of the model's state are, in order, each as `name size unit`."""
+    action_layout: tuple[str, ...] = ()
+    """The same for one action."""
+    norm_stats_hash: str = ""
+    """Of the norm stats, filled in by `files`."""
+    prompts_hash: str = ""
+    """Of the table of prompts, filled in by `files`."""
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """Of the held-out episodes at this step, None where one was no number; empty if there was no look at them."""
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Devices along each axis of the mesh it was saved on; it can be read onto any other."""
+    process_count: int = dataclasses.field(default_factory=jax.process_count)
+    package_versions: dict[str, str] = dataclasses.field(default_factory=package_versions)
+    schema_version: int = SCHEMA_VERSION
 
     __pydantic_config__ = FORBID_EXTRA
 
@@ -97,13 +131,33 @@ def norm_stats_file(config: TrainConfig) -> str:
 
 def files(config: TrainConfig, info: CheckpointInfo, assets: Assets) -> dict[str, bytes]:
     """Returns {path inside the checkpoint: content} of everything but the arrays."""
+    prompts, norm_stats = json.dumps(assets.prompts, indent=2, ensure_ascii=False) + "\n", assets.norm_stats.to_json()
+    info = dataclasses.replace(info, norm_stats_hash=text_hash(norm_stats), prompts_hash=text_hash(prompts))
     texts = {
         CONFIG_FILE: serialize.to_json(config),
-        INFO_FILE: json.dumps(dataclasses.asdict(info), indent=2) + "\n",
-        PROMPTS_FILE: json.dumps(assets.prompts, indent=2, ensure_ascii=False) + "\n",
-        norm_stats_file(config): assets.norm_stats.to_json(),
+        INFO_FILE: _info_json(info),
+        PROMPTS_FILE: prompts,
+        norm_stats_file(config): norm_stats,
     }
-    return {path: text.encode() for path, text in texts.items()} | {TOKENIZER_FILE: assets.tokenizer}
+    encoded = {path: text.encode() for path, text in texts.items()}
+    return encoded | {TOKENIZER_FILE: assets.tokenizer} | adapters.files(config)
+
+
+def with_metrics(files: dict[str, bytes], metrics: dict[str, float]) -> dict[str, bytes]:
+    """Returns the files of a checkpoint with `metrics` in its info; values that are no number become None."""
+    stored = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+    info = dataclasses.replace(_info_of(files[INFO_FILE].decode()), metrics=stored)
+    return files | {INFO_FILE: _info_json(info).encode()}
+
+
+def text_hash(text: str) -> str:
+    """Returns the first digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def describe_layout(layout: Layout) -> tuple[str, ...]:
+    """Returns a vector's fields for CheckpointInfo: `base 3 m/s, ...`, one text each."""
+    return tuple(f"{field.name} {field.size} {field.unit}" for field in layout.fields)
 
 
 @functools.cache
@@ -147,10 +201,27 @@ def read_info(checkpoint: pathlib.Path) -> CheckpointInfo:
     path = checkpoint / INFO_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no {INFO_FILE} in {checkpoint}; a checkpoint of openpi_b1k has one beside params/")
+    text = path.read_text()
     try:
-        return pydantic.TypeAdapter(CheckpointInfo).validate_json(path.read_text())
-    except pydantic.ValidationError as error:
+        stored = json.loads(text)
+        version = stored.get("schema_version", 1)
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{checkpoint} has schema version {version}, and this code reads and writes {SCHEMA_VERSION}: use the "
+                f"code that wrote it ({stored.get('code_version', 'unknown')}), or start a new run from its weights "
+                f"with --weights {checkpoint}"
+            )
+        return _info_of(text)
+    except (pydantic.ValidationError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not of this version: {error}") from error
+
+
+def _info_json(info: CheckpointInfo) -> str:
+    return json.dumps(dataclasses.asdict(info), indent=2, allow_nan=False) + "\n"
+
+
+def _info_of(text: str) -> CheckpointInfo:
+    return pydantic.TypeAdapter(CheckpointInfo).validate_json(text)
 
 
 def read_assets(checkpoint: pathlib.Path) -> Assets:
@@ -181,6 +252,34 @@ def completed_checkpoints(run: pathlib.Path) -> list[int]:
     if not run.is_dir():
         return []
     return sorted(int(entry.name) for entry in run.iterdir() if re.fullmatch(r"\d+", entry.name) and entry.is_dir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The checkpoint of a run that did best on held-out episodes."""
+
+    step: int
+    metric: str
+    """What it was chosen by, the lower the better."""
+    value: float
+
+    __pydantic_config__ = FORBID_EXTRA
+
+
+def best_checkpoint(run: pathlib.Path) -> Best | None:
+    """Returns the best of a run's checkpoints; None where none has been chosen, or it has been deleted by hand.
+
+    Raises:
+        ValueError: the record is not of this version.
+    """
+    path = run / BEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        best = pydantic.TypeAdapter(Best).validate_json(path.read_text())
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path} is not of this version; delete it to go on without: {error}") from error
+    return best if (run / str(best.step)).is_dir() else None
 
 
 def which_checkpoint(run: pathlib.Path) -> str:

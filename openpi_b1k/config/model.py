@@ -67,6 +67,42 @@ SIGLIP_TINY = SiglipConfig(width=32, depth=1, mlp_dim=64, num_heads=2)
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapters of one group's kernels: W + alpha / rank * A B, with B zero at first."""
+
+    rank: int = 0
+    """0: no adapters."""
+    alpha: float = 16.0
+
+    __pydantic_config__ = FORBID_EXTRA
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or not self.alpha > 0:
+            raise ValueError(f"rank must not be negative and alpha above 0; got {self.rank} and {self.alpha}")
+
+
+NO_ADAPTER = AdapterConfig()
+ADAPTED_PARTS = {"vision": "vision", "vlm": "language", "action_expert": "action_expert"}
+"""First names of the parameters that can have adapters, and the field of LoraConfig that is theirs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which groups have adapters on the kernels of their attention and MLPs. Source: LoRA, arXiv 2106.09685."""
+
+    vision: AdapterConfig = NO_ADAPTER
+    language: AdapterConfig = NO_ADAPTER
+    action_expert: AdapterConfig = NO_ADAPTER
+
+    __pydantic_config__ = FORBID_EXTRA
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The groups that have adapters."""
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name).rank)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """pi0.5: SigLIP and Gemma read images and prompt, a smaller Gemma turns noise into an action chunk."""
 
@@ -88,8 +124,10 @@ class ModelConfig:
     """Euler steps when sampling."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations. Parameters are float32."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the layers' backward pass recomputes: nothing, all but matrix products, everything."""
+    remat: Literal["none", "dots", "full", "auto"] = "auto"
+    """What the layers' backward pass recomputes: nothing, all but matrix products, everything; auto: as the
+    memory plan has it cheapest."""
+    lora: LoraConfig = LoraConfig()
 
     __pydantic_config__ = FORBID_EXTRA
 

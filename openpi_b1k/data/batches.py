@@ -13,7 +13,7 @@ from openpi_b1k.data.order.lanes import LANES
 from openpi_b1k.data.order.rows import Rows
 from openpi_b1k.transforms.base import Sample
 
-FIELDS = ("images", "image_masks", "state", "prompt_tokens", "prompt_mask", "actions", "action_mask")
+FIELDS = ("images", "image_masks", "state", "prompt_tokens", "prompt_mask", "actions", "action_mask", "source")
 """Of a model sample, those a batch has."""
 OPTIONAL_FIELDS = ("point_cloud",)
 """Those a batch has if the samples do."""

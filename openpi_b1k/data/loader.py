@@ -117,16 +117,18 @@ class Loader:
         step, self._step = self._step, self._step + 1
         maker = self._shares.batch if self._workers is None else self._workers.take
         fields, shares = maker(step, self._blocks)
-        return self._place(fields), shares
+        return place_batch(fields, self._sharding, self._batch_size), shares
 
-    def _place(self, fields: dict[str, Any]) -> Batch:
-        def place(rows: np.ndarray) -> jax.Array:
-            shape = (self._batch_size, *rows.shape[1:])
-            return jax.make_array_from_process_local_data(self._sharding, rows, shape)
 
-        placed = jax.tree.map(place, fields)
-        actions, action_mask = placed.pop("actions"), placed.pop("action_mask")
-        return Batch(Observation(**placed), actions, action_mask)
+def place_batch(fields: dict[str, Any], sharding: jax.sharding.Sharding, batch_size: int) -> Batch:
+    """Returns a batch on the mesh, of which `fields` are this process's rows, images and masks by camera."""
+
+    def place(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+    placed = jax.tree.map(place, fields)
+    rest = {name: placed.pop(name) for name in ("actions", "action_mask", "source")}
+    return Batch(Observation(**placed), **rest)
 
 
 def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:

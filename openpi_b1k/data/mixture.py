@@ -82,7 +82,7 @@ class Mixture:
         return Address(source, pick.index, pick.run)
 
     def sample(self, n: int) -> Sample:
-        """Returns the model sample at position `n`, decoded with what its run needs.
+        """Returns the model sample at position `n`, decoded with what its run needs, and its `source`, an int32.
 
         Raises:
             BadSampleError: it cannot be read.
@@ -90,7 +90,7 @@ class Mixture:
         """
         number, index, run = self.address(n)
         source = self.sources[number]
-        return source.pipeline(source.dataset.get(index, run))
+        return source.pipeline(source.dataset.get(index, run)) | {"source": np.asarray(number, np.int32)}
 
     def log(self) -> None:
         """Logs a line per source: its samples, weight, share, and after how many samples of the run it repeats."""

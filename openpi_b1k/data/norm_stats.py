@@ -58,11 +58,12 @@ def load_or_compute(source: StatsSource, action_horizon: int) -> tuple[NormStats
 def load_or_summarise(source: StatsSource, action_horizon: int) -> Summary:
     """Returns the summary that the statistics of a data set are made from, as `load_or_compute` does."""
     where = source.place(action_horizon)
-    if where.summary.is_file():
-        return Summary.load(where.summary)
-    logger.info("norm stats: computing from %d frames, to be kept in %s", len(source.index), where.json)
-    summary = summarise(source.index, source.robot, source.transforms, action_horizon)
-    summary.save(where.summary)
+    with paths.locked(where.directory / f"{where.name}.lock"):  # the first of several processes computes
+        if where.summary.is_file():
+            return Summary.load(where.summary)
+        logger.info("norm stats: computing from %d frames, to be kept in %s", len(source.index), where.json)
+        summary = summarise(source.index, source.robot, source.transforms, action_horizon)
+        summary.save(where.summary)
     return summary
 
 

@@ -28,13 +28,19 @@ class TrainingData:
     mixture: Mixture
     sources: tuple[OpenedSource, ...]
     """The main one first."""
-    norm_stats: NormStats
+    statistics: tuple[NormStats, ...]
+    """What each source is normalised with."""
     tokenizer: Tokenizer
     prompts: dict[str, str]
     """Task name -> sentence; the commonest where a task has several."""
     fingerprint: str
     """Of the meta files, chosen episodes and windows of all sources."""
     robot: Robot
+
+    @property
+    def norm_stats(self) -> NormStats:
+        """What the main source is normalised with."""
+        return self.statistics[0]
 
     @property
     def dataset(self) -> Dataset:
@@ -74,7 +80,7 @@ def open_training_data(config: TrainConfig) -> TrainingData:
     return TrainingData(
         mixture=mixture,
         sources=tuple(opened),
-        norm_stats=statistics[0],
+        statistics=tuple(statistics),
         tokenizer=tokenizers[0],
         prompts={task: wordings[0] for task, wordings in opened[0].prompts.items()},
         fingerprint=combined_fingerprint([source.fingerprint for source in opened]),

@@ -6,12 +6,15 @@ answers when its rows of a step are written. Whoever ends closes its pipe, which
 Why not grain, whose worker processes did this before: docs/data.md, "What a sample costs".
 """
 
+import atexit
 import contextlib
 import functools
 import multiprocessing
 import pickle
 import signal
 import traceback
+from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,7 +24,9 @@ from openpi_b1k.data.batches import Share, Shares, nest
 PASSED_ON = (ValueError, OSError, LookupError)
 """Errors of a worker that are raised where the batch is asked for; another one ends the worker with a traceback."""
 ENDING_S = 10.0
-"""Until a worker that was told to end is killed."""
+"""Until a worker that has closed its pipe has an exit code."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to stop."""
 
 
 class WorkerError(RuntimeError):
@@ -50,10 +55,13 @@ class Workers:
             ours, theirs = context.Pipe()
             arguments = (number, theirs, self._blocks)
             process = context.Process(target=work, args=arguments, name=f"loader worker {number}", daemon=True)
-            process.start()
+            with _blocked(STOPPING):
+                process.start()
             theirs.close()  # or its end would not be noticed
             self._ends.append(ours)
             self._processes.append(process)
+        # Before Python's own exit handler, which would wait for ever for workers that are deaf to SIGTERM.
+        atexit.register(self.stop)
 
     def take(self, step: int, blocks: OwnBlocks) -> tuple[dict[str, Any], list[Share]]:
         """Returns the rows of a step, copied to a block: fields [b, ...]; and lets a further step begin.
@@ -115,26 +123,35 @@ class Workers:
     def stop(self) -> None:
         """Ends the workers at once; a `take` under way in another thread raises WorkerError."""
         for process in self._processes:
-            process.terminate()
+            process.kill()
 
     def close(self) -> None:
         """Waits until they have ended, and gives the memory back; no `take` may be under way."""
         self.stop()
+        atexit.unregister(self.stop)
         for process, end in zip(self._processes, self._ends, strict=True):
-            process.join(ENDING_S)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+            process.join()
             end.close()
         self._blocks.close()
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Blocks signals for this thread; a process that is started meanwhile never gets them."""
+    resource_tracker.ensure_running()  # or the first process started would start it, and that unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work(worker: int, end: Connection, blocks: SharedBlocks) -> None:
     """Makes a worker's rows of the steps it is asked for, until nobody asks any more.
 
-    Ctrl-C, which a terminal sends to every process of the run, is left to the process that trains and saves.
+    It is started deaf to what may be sent to every process of a run, Ctrl-C by a terminal and SIGTERM by Slurm: the
+    process that trains still needs batches, as it finishes its step and saves.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):
         shares: Shares = pickle.loads(end.recv_bytes())
         while True:

@@ -18,7 +18,7 @@ from openpi_b1k.checkpoints.params import WeightsKind
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.sample.environment import SampleEnvironment, mean_demonstration
 from openpi_b1k.sample.world import GOALS, MAX_STEPS
-from openpi_b1k.serving.policy import Policy
+from openpi_b1k.serving.policy import Policy, dense
 from openpi_b1k.serving.sessions import raw_sample
 
 Ablation = Literal["none", "prompt", "images", "weights", "demonstration"]
@@ -97,7 +97,7 @@ def evaluate(
             f"{checkpoint} was not trained on {', '.join(untrained)}; all tasks of the sample world are played"
         )
     if ablate == "weights":
-        policy.replace_params(jax.jit(Model(policy.config.model).init_params)(jax.random.key(seed)))
+        policy.replace_params(jax.jit(Model(dense(policy.config.model)).init_params)(jax.random.key(seed)))
     environments = [SampleEnvironment(policy.config.data.generation, seed, episode) for episode in range(episodes)]
     play(environments, chunk_source(policy, ablate), execution_horizon)
     outcomes = tuple(

@@ -30,6 +30,27 @@ def sample_time(key: PRNGKeyArray | Array, shape: tuple[int, ...]) -> Float[Arra
 
 
 @typecheck
+def masked_squared_errors(
+    velocity: Float[Array, "b f ah ad"], target_velocity: Float[Array, "b f ah ad"], mask: Bool[Array, "b ah ad"]
+) -> tuple[Float[Array, "b ad"], Float[Array, "b ad"]]:
+    """Returns the sums of squared errors over flow samples and action steps, and how many entries each is of.
+
+    `mask` says which entries count, the same for every flow sample. Sums are float32.
+    """
+    errors = jnp.square(velocity.astype(jnp.float32) - target_velocity.astype(jnp.float32))
+    sums = jnp.sum(jnp.where(mask[:, None], errors, 0.0), axis=(1, 2))
+    return sums, jnp.sum(mask, axis=1, dtype=jnp.float32) * velocity.shape[1]
+
+
+@typecheck
+def mean_errors(
+    errors: Float[Array, "b ad"], counts: Float[Array, "b ad"]
+) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
+    """Returns the mean squared error over all entries, and per action dim; 0 where there are none."""
+    per_dim, count = jnp.sum(errors, axis=0), jnp.sum(counts, axis=0)
+    return jnp.sum(per_dim) / jnp.maximum(jnp.sum(count), 1), per_dim / jnp.maximum(count, 1)
+
+
 def masked_mean_loss(
     velocity: Float[Array, "b f ah ad"], target_velocity: Float[Array, "b f ah ad"], mask: Bool[Array, "b ah ad"]
 ) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
@@ -37,10 +58,7 @@ def masked_mean_loss(
 
     `mask` says which entries count, the same for every flow sample. Where none does, the mean is 0.
     """
-    error = jnp.square(velocity.astype(jnp.float32) - target_velocity.astype(jnp.float32))
-    per_dim = jnp.sum(jnp.where(mask[:, None], error, 0.0), axis=(0, 1, 2))
-    count = jnp.sum(mask, axis=(0, 1), dtype=jnp.float32) * velocity.shape[1]
-    return jnp.sum(per_dim) / jnp.maximum(jnp.sum(count), 1), per_dim / jnp.maximum(count, 1)
+    return mean_errors(*masked_squared_errors(velocity, target_velocity, mask))
 
 
 def integrate(

@@ -3,15 +3,17 @@
 Source: openpi `models/gemma.py` at 15a9616. Stacked parameter shapes are openpi's.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from openpi_b1k.config.model import GemmaConfig
+from openpi_b1k.config.model import NO_ADAPTER, AdapterConfig, GemmaConfig
 from openpi_b1k.models import attention
 from openpi_b1k.models.layers import (
+    Adaptable,
     AdaptiveRMSNorm,
     Initializer,
     Remat,
@@ -21,6 +23,8 @@ from openpi_b1k.models.layers import (
     run_layers,
     stack_layers,
 )
+from openpi_b1k.models.lora import GEMMA as FACTORS
+from openpi_b1k.models.lora import Factors
 from openpi_b1k.models.tokens import TokenGroup, attention_mask, positions
 from openpi_b1k.sharding import take_rows
 from openpi_b1k.typing import Array, Bool, Float, Int, typecheck
@@ -33,8 +37,8 @@ def fan_init(in_axis: int | tuple[int, ...], batch_axis: int | tuple[int, ...] =
     return nnx.initializers.lecun_normal(in_axis=in_axis, out_axis=-1, batch_axis=batch_axis)
 
 
-class Projection(nnx.Module):
-    """One kernel without a bias; the owner says how it is contracted."""
+class Projection(Adaptable):
+    """One kernel without a bias, and its adapter, if any; the owner says how it is contracted."""
 
     def __init__(
         self,
@@ -43,24 +47,28 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
         in_axis: int | tuple[int, ...],
         batch_axis: int | tuple[int, ...] = (),
+        adapter: AdapterConfig = NO_ADAPTER,
+        factors: Factors | None = None,
     ):
         self.kernel = parameter(rngs, fan_init(in_axis, batch_axis), tuple(axes.values()), tuple(axes))
+        self.add_adapter(axes, adapter, factors, rngs=rngs)
 
     def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns the einsum of `x` and the kernel in the type of `x`."""
-        return jnp.einsum(equation, x, kernel_as(self.kernel, x.dtype))
+        """Returns the einsum of `x` and the kernel, with what the adapter adds, in the type of `x`."""
+        return self.with_adapter(jnp.einsum(equation, x, kernel_as(self.kernel, x.dtype)), equation, x)
 
 
 class Attention(nnx.Module):
     """Projections to queries, keys and values, and back."""
 
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         width, heads, kv_heads = {"embed": config.width}, {"heads": config.num_heads}, {"kv_heads": config.num_kv_heads}
         head = {"head_dim": config.head_dim}
         self.num_kv_heads = config.num_kv_heads
-        self.q = Projection(heads | width | head, rngs=rngs, in_axis=-2, batch_axis=0)
-        self.kv = Projection({"fused": 2} | kv_heads | width | head, rngs=rngs, in_axis=-2, batch_axis=(0, 1))
-        self.out = Projection(heads | head | width, rngs=rngs, in_axis=(-3, -2))
+        new = functools.partial(Projection, rngs=rngs, adapter=adapter)
+        self.q = new(heads | width | head, in_axis=-2, batch_axis=0, factors=FACTORS["q"])
+        self.kv = new({"fused": 2} | kv_heads | width | head, in_axis=-2, batch_axis=(0, 1), factors=FACTORS["kv"])
+        self.out = new(heads | head | width, in_axis=(-3, -2), factors=FACTORS["out"])
 
     def queries(self, x: Float[Array, "b *f t d"], where: Int[Array, "b t"]) -> Float[Array, "b *f t k g h"]:
         """Returns rotated queries at positions `where`, scaled by 1/sqrt(h), grouped by key/value head."""
@@ -84,25 +92,29 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """GeGLU."""
 
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         width, hidden = {"embed": config.width}, {"mlp": config.mlp_dim}
-        self.gate_up = Projection({"fused": 2} | width | hidden, rngs=rngs, in_axis=-2, batch_axis=0)
-        self.down = Projection(hidden | width, rngs=rngs, in_axis=-2)
+        new = functools.partial(Projection, rngs=rngs, adapter=adapter)
+        self.gate_up = new({"fused": 2} | width | hidden, in_axis=-2, batch_axis=0, factors=FACTORS["gate_up"])
+        self.down = new(hidden | width, in_axis=-2, factors=FACTORS["down"])
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Returns down(gelu(gate(x)) * up(x)) with the tanh form of gelu."""
-        gate, up = kernel_as(self.gate_up.kernel, x.dtype)
-        return self.down("...f,fd->...d", jax.nn.gelu(x @ gate, approximate=True) * (x @ up))
+        kernels = kernel_as(self.gate_up.kernel, x.dtype)
+        gate, up = (
+            self.gate_up.with_adapter(x @ kernel, "...d,df->...f", x, part=part) for part, kernel in enumerate(kernels)
+        )
+        return self.down("...f,fd->...d", jax.nn.gelu(gate, approximate=True) * up)
 
 
 class VlmLayer(nnx.Module):
     """A Gemma layer with plain RMS norms."""
 
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         self.pre_attention_norm = RMSNorm(config.width, rngs=rngs)
-        self.attn = Attention(config, rngs=rngs)
+        self.attn = Attention(config, adapter, rngs=rngs)
         self.pre_mlp_norm = RMSNorm(config.width, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp = Mlp(config, adapter, rngs=rngs)
 
 
 class Embedder(nnx.Module):
@@ -121,9 +133,9 @@ class Embedder(nnx.Module):
 class Vlm(nnx.Module):
     """Gemma over the prefix. Nothing but its layers' keys and values is used, so it returns only those."""
 
-    def __init__(self, config: GemmaConfig, vocab_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig, vocab_size: int, adapter: AdapterConfig = NO_ADAPTER, *, rngs: nnx.Rngs):
         self.embedder = Embedder(vocab_size, config.width, rngs=rngs)
-        self.layers = stack_layers(lambda keys: VlmLayer(config, rngs=keys), config.depth, rngs)
+        self.layers = stack_layers(lambda keys: VlmLayer(config, adapter, rngs=keys), config.depth, rngs)
         self.final_norm = RMSNorm(config.width, rngs=rngs)  # part of the checkpoint; nothing reads its output
 
     @typecheck
@@ -149,11 +161,11 @@ class Vlm(nnx.Module):
 class ExpertLayer(nnx.Module):
     """A Gemma layer whose norms and residual gates follow the flow time."""
 
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         self.pre_attention_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
-        self.attn = Attention(config, rngs=rngs)
+        self.attn = Attention(config, adapter, rngs=rngs)
         self.pre_mlp_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp = Mlp(config, adapter, rngs=rngs)
 
 
 @typecheck
@@ -167,8 +179,8 @@ def add_gated(
 class ActionExpert(nnx.Module):
     """Gemma over the suffix, several flow samples at a time."""
 
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs):
-        self.layers = stack_layers(lambda keys: ExpertLayer(config, rngs=keys), config.depth, rngs)
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig = NO_ADAPTER, *, rngs: nnx.Rngs):
+        self.layers = stack_layers(lambda keys: ExpertLayer(config, adapter, rngs=keys), config.depth, rngs)
         self.final_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
 
     @typecheck

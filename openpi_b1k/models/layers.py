@@ -4,6 +4,7 @@ Kernels are stored in float32 and cast to the activations' type where they are u
 """
 
 from collections.abc import Callable
+from types import EllipsisType
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from openpi_b1k.config.model import NO_ADAPTER, AdapterConfig
+from openpi_b1k.models.lora import Factors, LowRank, factor_shapes, uniform_init
 from openpi_b1k.sharding import gathered, split_batch
 from openpi_b1k.typing import Array, Float
 
@@ -37,8 +40,55 @@ def kernel_as(kernel: nnx.Param, dtype: jnp.dtype) -> Array:
     return gathered(kernel[...].astype(dtype))
 
 
-class Linear(nnx.Module):
-    """Affine map from the axes `inputs` to the axes `outputs`, both {logical name: size}; shape [*inputs, *outputs]."""
+class Adaptable(nnx.Module):
+    """A module with one kernel, which may have an adapter: then its factors are the parameters lora_a and lora_b."""
+
+    low_rank: LowRank | None
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+
+    def add_adapter(
+        self, kernel_axes: dict[str, int], adapter: AdapterConfig, factors: Factors | None, *, rngs: nnx.Rngs
+    ) -> None:
+        """Makes the factors for a kernel of the given axes, {logical name: size}; none for rank 0."""
+        self.low_rank = None
+        if not adapter.rank or factors is None:
+            return
+        a_axes, b_axes = factor_shapes(factors, kernel_axes, adapter.rank)
+        sizes = dict(zip(factors.a, a_axes.values(), strict=True))
+        fan_in = int(np.prod([sizes[letter] for letter in factors.inputs]))
+
+        def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            return uniform_init(key, (fan_in, int(np.prod(shape)) // fan_in), dtype).reshape(shape)
+
+        self.low_rank = LowRank(factors, adapter.alpha / adapter.rank)
+        keys = nnx.Rngs(rngs.lora())  # of their own, so that all else is drawn as without adapters
+        self.lora_a = parameter(keys, init, tuple(a_axes.values()), tuple(a_axes))
+        self.lora_b = parameter(keys, zeros, tuple(b_axes.values()), tuple(b_axes))
+
+    def with_adapter(
+        self, y: Float[Array, "..."], equation: str, x: Float[Array, "..."], *, part: int | EllipsisType = ...
+    ) -> Float[Array, "..."]:
+        """Returns `y`, the einsum of `x` and the kernel, with what the adapter adds to it, if there is one.
+
+        Of kernels that are fused, `part` says which one `y` and the equation are about; default: all.
+        """
+        if self.low_rank is None:
+            return y
+        return y + self.low_rank(equation, x, self.lora_a[...][part], self.lora_b[...][part])
+
+
+def linear_equation(factors: Factors, num_inputs: int) -> str:
+    """Returns the product of tokens and a kernel over the kernel's first axes, as for einsum."""
+    inputs, outputs = factors.kernel[:num_inputs], factors.kernel[num_inputs:]
+    return f"...{inputs},{factors.kernel}->...{outputs}"
+
+
+class Linear(Adaptable):
+    """Affine map from the axes `inputs` to the axes `outputs`, both {logical name: size}; shape [*inputs, *outputs].
+
+    With an adapter of a rank above 0 it also has the factors `lora_a` and `lora_b`.
+    """
 
     def __init__(
         self,
@@ -48,6 +98,8 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         kernel_init: Initializer = lecun_normal,
         bias_init: Initializer = zeros,
+        adapter: AdapterConfig = NO_ADAPTER,
+        factors: Factors | None = None,
     ):
         fan_in, fan_out = (int(np.prod(list(axes.values()))) for axes in (inputs, outputs))
 
@@ -57,10 +109,13 @@ class Linear(nnx.Module):
         self.num_inputs = len(inputs)
         self.kernel = parameter(rngs, init, (*inputs.values(), *outputs.values()), (*inputs, *outputs))
         self.bias = parameter(rngs, bias_init, tuple(outputs.values()), ("bias",) * len(outputs))
+        self.add_adapter(inputs | outputs, adapter, factors, rngs=rngs)
+        self.equation = "" if factors is None else linear_equation(factors, len(inputs))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns the map of the last axes of `x`, computed in its type."""
-        return jnp.tensordot(x, kernel_as(self.kernel, x.dtype), self.num_inputs) + self.bias[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel_as(self.kernel, x.dtype), self.num_inputs) + self.bias[...].astype(x.dtype)
+        return self.with_adapter(y, self.equation, x)
 
 
 class LayerNorm(nnx.Module):

@@ -14,23 +14,28 @@ from jax.sharding import Mesh, PartitionSpec
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.models import flow_matching
 from openpi_b1k.models.gemma import ActionExpert, KeysValues, Vlm
+from openpi_b1k.models.layers import Remat
 from openpi_b1k.models.point_cloud import PointNet
 from openpi_b1k.models.siglip import Siglip
 from openpi_b1k.models.suffix import Pi05Suffix
 from openpi_b1k.models.tokens import TokenGroup, concat
 from openpi_b1k.observation import Batch, Observation
-from openpi_b1k.sharding import on_mesh
+from openpi_b1k.sharding import on_mesh, split_batch
 from openpi_b1k.typing import Array, Bool, Float, Params, PRNGKeyArray, typecheck
+
+LORA_STREAM = 2**31  # of random numbers: adapters leave those of the other parameters as they are, which count from 0
 
 
 class Pi05(nnx.Module):
     """The network. Its children name the parameters: vision, vlm, action_expert, suffix, with points point_cloud."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.vision = Siglip(config.vision, config.image_size, config.vlm.width, rngs=rngs)
-        self.vlm = Vlm(config.vlm, config.vocab_size, rngs=rngs)
-        self.action_expert = ActionExpert(config.action_expert, rngs=rngs)
+        self.config, lora = config, config.lora
+        # Training knows by now what auto stands for; without a backward pass nothing is recomputed anyway.
+        self.remat: Remat = "none" if config.remat == "auto" else config.remat
+        self.vision = Siglip(config.vision, config.image_size, config.vlm.width, lora.vision, rngs=rngs)
+        self.vlm = Vlm(config.vlm, config.vocab_size, lora.language, rngs=rngs)
+        self.action_expert = ActionExpert(config.action_expert, lora.action_expert, rngs=rngs)
         self.suffix = Pi05Suffix(config, rngs=rngs)
         if config.point_clouds:  # drawn last: the other parameters are those of the same seed without it
             self.point_cloud = PointNet(config.vlm.width, rngs=rngs)
@@ -45,7 +50,7 @@ class Pi05(nnx.Module):
         images = jnp.stack([observation.images[name] for name in cameras], axis=1)
         b, num_cameras = images.shape[:2]
         dtype = jnp.dtype(self.config.dtype)
-        tokens = self.vision(images.reshape(b * num_cameras, *images.shape[2:]), dtype=dtype, remat=self.config.remat)
+        tokens = self.vision(images.reshape(b * num_cameras, *images.shape[2:]), dtype=dtype, remat=self.remat)
         num_tokens = tokens.shape[1]
         tokens = tokens.reshape(b, num_cameras * num_tokens, tokens.shape[-1])
         masks = jnp.stack([observation.image_masks[name] for name in cameras], axis=1)
@@ -66,13 +71,13 @@ class Pi05(nnx.Module):
             )
         if points is None:
             return []
-        tokens = self.point_cloud(points, dtype=dtype, remat=self.config.remat)
+        tokens = self.point_cloud(points, dtype=dtype, remat=self.remat)
         return [TokenGroup(tokens, jnp.ones(tokens.shape[:2], bool), (False,) * tokens.shape[1])]
 
     def read_prefix(self, observation: Observation) -> tuple[KeysValues, Bool[Array, "b t"]]:
         """Returns the keys and values of every VLM layer, and which prefix tokens are there."""
         prefix = self.embed_prefix(observation)
-        return self.vlm.keys_values(prefix, remat=self.config.remat), prefix.mask
+        return self.vlm.keys_values(prefix, remat=self.remat), prefix.mask
 
     @typecheck
     def expert_output(
@@ -84,7 +89,7 @@ class Pi05(nnx.Module):
     ) -> Float[Array, "b f ah d"]:
         """Returns what the action expert makes of `f` noisy chunks per observation."""
         suffix, condition = self.suffix.embed(noisy_actions, time, dtype=jnp.dtype(self.config.dtype))
-        return self.action_expert(suffix, condition, keys_values, prefix_mask, remat=self.config.remat)
+        return self.action_expert(suffix, condition, keys_values, prefix_mask, remat=self.remat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,8 @@ class Model:
     def init_params(self, key: PRNGKeyArray | Array) -> Params:
         """Returns random float32 parameters; run it under jit with `out_shardings` to draw them into their shards."""
         with nnx.use_eager_sharding(False):
-            return nnx.to_pure_dict(nnx.state(Pi05(self.config, rngs=nnx.Rngs(key)), nnx.Param))
+            rngs = nnx.Rngs(key, lora=jax.random.fold_in(key, LORA_STREAM))
+            return nnx.to_pure_dict(nnx.state(Pi05(self.config, rngs=rngs), nnx.Param))
 
     def network(self, params: Params) -> Pi05:
         """Returns the network holding `params`."""
@@ -126,19 +132,32 @@ class Model:
 
         `flow_samples` draws of noise and time per observation share one pass through vision tower and VLM.
         """
-        noise_key, time_key = jax.random.split(key)
-        b, *chunk = batch.actions.shape
-        noise = jax.random.normal(noise_key, (b, flow_samples, *chunk))
-        return self.loss_at(params, batch, noise, flow_matching.sample_time(time_key, (b, flow_samples)))
+        return self.loss_at(params, batch, *self.draw(key, batch.actions.shape[0], flow_samples))
 
-    @typecheck
+    def draw(
+        self, key: PRNGKeyArray | Array, b: int, flow_samples: int
+    ) -> tuple[Float[Array, "b f ah ad"], Float[Array, "b f"]]:
+        """Returns noise and flow times for `b` observations; on a mesh each device draws those of its rows."""
+        noise_key, time_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, (b, flow_samples, self.config.action_horizon, self.config.action_dim))
+        time = flow_matching.sample_time(time_key, (b, flow_samples))
+        with on_mesh(self.mesh):
+            return split_batch(noise), split_batch(time)
+
     def loss_at(
         self, params: Params, batch: Batch, noise: Float[Array, "b f ah ad"], time: Float[Array, "b f"]
     ) -> tuple[Float[Array, ""], Float[Array, " ad"]]:
         """Returns the loss at given noise and times: mean over the entries that count, overall and per action dim."""
+        return flow_matching.mean_errors(*self.squared_errors(params, batch, noise, time))
+
+    @typecheck
+    def squared_errors(
+        self, params: Params, batch: Batch, noise: Float[Array, "b f ah ad"], time: Float[Array, "b f"]
+    ) -> tuple[Float[Array, "b ad"], Float[Array, "b ad"]]:
+        """Returns the velocity's squared errors, summed over flow samples and steps, and of how many entries."""
         noisy_actions, target_velocity = flow_matching.flow_path(batch.actions[:, None], noise, time)
         velocity = self.velocity(params, batch.observation, noisy_actions, time)
-        return flow_matching.masked_mean_loss(velocity, target_velocity, batch.action_mask)
+        return flow_matching.masked_squared_errors(velocity, target_velocity, batch.action_mask)
 
     @typecheck
     def velocity(

@@ -3,11 +3,13 @@
 Source: openpi `models/siglip.py` at 15a9616.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from openpi_b1k.config.model import SiglipConfig
+from openpi_b1k.config.model import NO_ADAPTER, AdapterConfig, SiglipConfig
 from openpi_b1k.models import attention
 from openpi_b1k.models.layers import (
     LayerNorm,
@@ -18,19 +20,21 @@ from openpi_b1k.models.layers import (
     stack_layers,
     xavier_uniform,
 )
+from openpi_b1k.models.lora import SIGLIP as FACTORS
 from openpi_b1k.typing import Array, Float, UInt8, typecheck
 
 
 class Attention(nnx.Module):
     """Multi-head attention of all patches to all patches."""
 
-    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         width = {"embed": config.width}
         heads = {"heads": config.num_heads, "head_dim": config.width // config.num_heads}
-        self.q = Linear(width, heads, rngs=rngs, kernel_init=xavier_uniform)
-        self.k = Linear(width, heads, rngs=rngs, kernel_init=xavier_uniform)
-        self.v = Linear(width, heads, rngs=rngs, kernel_init=xavier_uniform)
-        self.out = Linear(heads, width, rngs=rngs, kernel_init=xavier_uniform)
+        new = functools.partial(Linear, rngs=rngs, kernel_init=xavier_uniform, adapter=adapter)
+        self.q = new(width, heads, factors=FACTORS["q"])
+        self.k = new(width, heads, factors=FACTORS["k"])
+        self.v = new(width, heads, factors=FACTORS["v"])
+        self.out = new(heads, width, factors=FACTORS["out"])
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Returns the attended patches; scores and softmax in float32."""
@@ -42,11 +46,12 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear maps around the tanh form of gelu."""
 
-    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         width, hidden = {"embed": config.width}, {"mlp": config.mlp_dim}
         bias_init = nnx.initializers.normal(1e-6)
-        self.up = Linear(width, hidden, rngs=rngs, kernel_init=xavier_uniform, bias_init=bias_init)
-        self.down = Linear(hidden, width, rngs=rngs, kernel_init=xavier_uniform, bias_init=bias_init)
+        new = functools.partial(Linear, rngs=rngs, kernel_init=xavier_uniform, bias_init=bias_init, adapter=adapter)
+        self.up = new(width, hidden, factors=FACTORS["up"])
+        self.down = new(hidden, width, factors=FACTORS["down"])
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Returns down(gelu(up(x)))."""
@@ -56,11 +61,11 @@ class Mlp(nnx.Module):
 class SiglipLayer(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: SiglipConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
         self.pre_attention_norm = LayerNorm(config.width, rngs=rngs)
-        self.attn = Attention(config, rngs=rngs)
+        self.attn = Attention(config, adapter, rngs=rngs)
         self.pre_mlp_norm = LayerNorm(config.width, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp = Mlp(config, adapter, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Returns the patches after attention and MLP."""
@@ -71,7 +76,15 @@ class SiglipLayer(nnx.Module):
 class Siglip(nnx.Module):
     """Square images to tokens of the VLM's width."""
 
-    def __init__(self, config: SiglipConfig, image_size: int, output_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: SiglipConfig,
+        image_size: int,
+        output_width: int,
+        adapter: AdapterConfig = NO_ADAPTER,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.patch_size = config.patch_size
         patch = {"patch_row": config.patch_size, "patch_column": config.patch_size, "color": 3}
         num_tokens = (image_size // config.patch_size) ** 2
@@ -79,7 +92,7 @@ class Siglip(nnx.Module):
         pos_init = nnx.initializers.normal(config.width**-0.5)
         axes = ("one", "patches", "embed")
         self.pos_embedding = parameter(rngs, pos_init, (1, num_tokens, config.width), axes)
-        self.layers = stack_layers(lambda keys: SiglipLayer(config, rngs=keys), config.depth, rngs)
+        self.layers = stack_layers(lambda keys: SiglipLayer(config, adapter, rngs=keys), config.depth, rngs)
         self.final_norm = LayerNorm(config.width, rngs=rngs)
         self.head = Linear({"embed": config.width}, {"projected": output_width}, rngs=rngs)
 

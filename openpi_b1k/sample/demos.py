@@ -58,19 +58,23 @@ def make(generation: Generation, num_demos: int, modalities: tuple[Modality, ...
 
 
 def make_once(root: pathlib.Path, write_data: Callable[[pathlib.Path], None]) -> None:
-    """Has a data set written that is not there yet; it appears at `root` when it is whole, whoever else makes it."""
+    """Has a data set written that is not there yet: by one process, for which others that want it wait.
+
+    It appears at `root` when it is whole; what a killed process left of it is removed first.
+    """
     if root.exists():
         return
-    logger.info("making generated data in %s", root)
-    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
-    try:
-        write_data(partial)
-        partial.rename(root)
-    except OSError:
-        if not root.exists():  # else another process was faster
-            raise
-    finally:
+    with paths.locked(root.with_name(f"{root.name}.lock")):
+        if root.exists():
+            return
+        logger.info("making generated data in %s", root)
+        partial = root.with_name(f"{root.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            write_data(partial)
+            partial.rename(root)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(

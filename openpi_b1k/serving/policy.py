@@ -12,7 +12,7 @@ import numpy as np
 
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.checkpoints.params import WeightsKind, load_params
-from openpi_b1k.config.model import ModelConfig
+from openpi_b1k.config.model import LoraConfig, ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Observation
@@ -54,7 +54,7 @@ class Policy:
         transforms, stats = config.data.transforms, assets.norm_stats
         self._inputs = input_pipeline(config.data, config.model, self.robot, stats, tokenizer)
         self._outputs = output_pipeline(transforms, config.model, self.robot, stats)
-        self._sample = compiled_sampler(config.model)
+        self._sample = compiled_sampler(dense(config.model))
         self._key = jax.random.key(seed)
         self._num_calls = 0
 
@@ -73,7 +73,7 @@ class Policy:
         """
         checkpoint = pathlib.Path(checkpoint)
         config, assets = contents.read_config(checkpoint), contents.read_assets(checkpoint)
-        abstract = Model(config.model).abstract_params()
+        abstract = Model(dense(config.model)).abstract_params()
         on_first_device = replicated(make_mesh(1, jax.devices()[:1]))
         shardings = jax.tree.map(lambda _: on_first_device, abstract)
         params = load_params(checkpoint, abstract, shardings, kind=weights_kind, log_level=logging.DEBUG)
@@ -103,6 +103,11 @@ class Policy:
                 for chunk, one in zip(chunks, inputs, strict=True)
             ]
         )
+
+
+def dense(config: ModelConfig) -> ModelConfig:
+    """Returns the model as it acts: adapters are merged into a checkpoint's kernels."""
+    return dataclasses.replace(config, lora=LoraConfig())
 
 
 def to_observation(inputs: Sequence[dict[str, Any]]) -> Observation:

@@ -1,7 +1,6 @@
 """What is logged once per run, before the first step."""
 
 import logging
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 from openpi_b1k.config import serialize
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.observation import Batch
-from openpi_b1k.training.state import TrainState
-from openpi_b1k.typing import Array, PyTree
+from openpi_b1k.training.state import TrainState, full
+from openpi_b1k.training.trainable import bytes_per_device, count, table
+from openpi_b1k.typing import Array
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +21,12 @@ def log_run(config: TrainConfig, mesh: jax.sharding.Mesh, state: TrainState) -> 
     logger.info("config:%s", fields)
     devices = mesh.devices.ravel()
     logger.info("mesh: %s over %d x %s", dict(mesh.shape), devices.size, devices[0].device_kind)
-    for name, params in state.params.items():
-        logger.info("parameters: %-14s %13s", name, f"{count(params):,}")
-    total = count(state.params)
+    params = full(state)
+    logger.info("parameters:%s", "".join(f"\n  {row}" for row in table(config, params)))
     logger.info(
-        "parameters: %-14s %13s; bytes per device: %s of parameters, %s of optimiser and average",
-        "all",
-        f"{total:,}",
-        f"{bytes_per_device(state.params):,}",
+        "parameters: %s; bytes per device: %s of parameters, %s of optimiser and average",
+        f"{count(params):,}",
+        f"{bytes_per_device(params):,}",
         f"{bytes_per_device((state.opt_state, state.ema_params)):,}",
     )
 
@@ -47,13 +45,3 @@ def log_batch(batch: Batch) -> None:
 @jax.jit
 def _ranges(arrays: list[Array]) -> list[tuple[Array, Array]]:
     return [(jnp.min(array), jnp.max(array)) for array in arrays]
-
-
-def count(params: PyTree) -> int:
-    """Returns how many numbers a tree of arrays holds."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def bytes_per_device(tree: PyTree) -> int:
-    """Returns the bytes that the arrays of a tree take on each device; their shardings divide them evenly."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -2,26 +2,30 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
 import re
 import shutil
+import socket
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.config import serialize
 from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.training.distributed import agreed
 
 logger = logging.getLogger(__name__)
 
+SHARED_S = 60.0
+"""Seconds until a directory that one machine has made must be seen on another."""
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
-NAME_BYTES = 512
 # Fields that say where and how a run is started, not what it computes.
-UNCOMPARED = ("name", "exp_name", "checkpoint_dir", "resume", "overwrite")
+UNCOMPARED = ("name", "exp_name", "checkpoint_dir", "resume", "overwrite", "hang_timeout_s", "ignore_memory_plan")
+UNCOMPARED_GROUPS = ("distributed.",)
 # What a checkpoint is made of: sizes, and what its numbers mean. `model.remat` only trades memory for time.
 FIXED = ("model.", "data.generation", "data.cameras", "data.modalities", "data.transforms.")
 FREE = ("model.remat",)
@@ -38,21 +42,6 @@ class Run:
     """Whether what is in the directory is to be deleted."""
 
 
-def check_batch_size(config: TrainConfig, num_devices: int) -> None:
-    """Checks that the devices can share a batch evenly.
-
-    Raises:
-        ValueError: they cannot; the message has the nearest sizes that do.
-    """
-    if config.batch_size % num_devices:
-        below = config.batch_size // num_devices * num_devices
-        nearest = [size for size in (below, below + num_devices) if size > 0]
-        raise ValueError(
-            f"--batch-size {config.batch_size} must be a multiple of the {num_devices} devices; the nearest are "
-            f"{_listed(nearest)}"
-        )
-
-
 def choose(config: TrainConfig) -> Run:
     """Returns the run a config means, without touching it. Every process gets the same answer.
 
@@ -65,13 +54,13 @@ def choose(config: TrainConfig) -> Run:
     if config.exp_name is not None and not re.fullmatch(NAME_PATTERN, config.exp_name):
         raise ValueError(f"--exp-name must match {NAME_PATTERN}, as it names a directory; got {config.exp_name!r}")
     if config.resume:
-        name = config.exp_name or _agreed(_newest(recipe))
+        name = config.exp_name or agreed(_newest(recipe))
         if not name:
             raise FileNotFoundError(f"no run in {recipe} has a checkpoint to resume from; start one without --resume")
         return _existing(recipe, name)
-    directory = recipe / (config.exp_name or _agreed(time.strftime("%Y-%m-%d_%H-%M-%S")))
+    directory = recipe / (config.exp_name or agreed(time.strftime("%Y-%m-%d_%H-%M-%S")))
     # Process 0 may make the directory before a slower process looks, so only its look counts.
-    if _agreed("exists" if directory.exists() else "") and not config.overwrite:
+    if agreed("exists" if directory.exists() else "") and not config.overwrite:
         raise FileExistsError(
             f"{directory} exists; continue it with --resume, replace it with --overwrite, or choose another --exp-name"
         )
@@ -83,6 +72,7 @@ def create(run: Run) -> None:
 
     Raises:
         FileExistsError: another run has made it since `choose` looked.
+        FileNotFoundError: this process does not see what process 0 has made.
     """
     if jax.process_index() == 0:
         if run.is_overwriting and run.directory.exists():
@@ -96,6 +86,20 @@ def create(run: Run) -> None:
             ) from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run directory")
+        _await(run.directory)
+
+
+def _await(directory: pathlib.Path) -> None:
+    """Waits until this process sees a directory that another has made."""
+    deadline = time.monotonic() + SHARED_S
+    # Looked up in its parent, as a network file system remembers for a while that a path was not there.
+    while not (directory.parent.is_dir() and directory.name in os.listdir(directory.parent)):
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"process 0 has made {directory}, but process {jax.process_index()} ({socket.gethostname()}) does not "
+                "see it: --checkpoint-dir must be a directory that all machines of a run share"
+            )
+        time.sleep(0.1)
 
 
 def check_resumable(config: TrainConfig, stored: TrainConfig, checkpoint: pathlib.Path) -> None:
@@ -116,6 +120,8 @@ def check_resumable(config: TrainConfig, stored: TrainConfig, checkpoint: pathli
             f"run from its weights with --weights {checkpoint}"
         )
     for name in differing.keys() - set(UNCOMPARED):
+        if name.startswith(UNCOMPARED_GROUPS):
+            continue
         logger.warning("resumed with a change: %s", _change(name, *differing[name]))
 
 
@@ -151,8 +157,9 @@ def check_norm_stats(stored: str, found: str, checkpoint: pathlib.Path) -> None:
 def _existing(recipe: pathlib.Path, name: str) -> Run:
     directory = recipe / name
     steps = contents.completed_checkpoints(directory)
-    if steps:
-        return Run(directory, directory / str(steps[-1]))
+    newest = agreed(str(steps[-1]) if steps else "")  # a slower file system may not show another process the last one
+    if newest:
+        return Run(directory, directory / newest)
     if directory.is_dir():
         raise FileNotFoundError(f"{directory} has no checkpoint to resume from; start it anew with --overwrite")
     raise FileNotFoundError(f"no run {directory} to resume; runs there: {_listed(sorted(_runs(recipe))) or 'none'}")
@@ -170,16 +177,6 @@ def _newest(recipe: pathlib.Path) -> str:
 
 def _runs(recipe: pathlib.Path) -> list[str]:
     return [entry.name for entry in recipe.iterdir() if entry.is_dir()] if recipe.is_dir() else []
-
-
-def _agreed(text: str) -> str:
-    """Returns process 0's text on every process."""
-    if jax.process_count() == 1:
-        return text
-    padded = np.zeros(NAME_BYTES, np.uint8)
-    encoded = text.encode()
-    padded[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).rstrip(b"\0").decode()
 
 
 def _change(name: str, old: Any, new: Any) -> str:  # Any: values of any config field

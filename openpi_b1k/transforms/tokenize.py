@@ -60,6 +60,10 @@ class Tokenizer:
         """Returns the token ids of the whole text, begin-of-sentence first."""
         return self._processor.encode(prompt_text(prompt, bins), add_bos=True)
 
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of token ids; begin-of-sentence and padding are none of it."""
+        return self._processor.decode(ids)
+
     def tokenize(self, prompt: str, state: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns token ids int32 [max_tokens], zero-padded, and a mask, true where a token is part of the prompt.
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from configs import debug
 from openpi_b1k import sharding
 from openpi_b1k.checkpoints import contents, manager, openpi_rules
+from openpi_b1k.checkpoints.failures import CheckpointError
 from openpi_b1k.checkpoints.params import load_params
 from openpi_b1k.config.train import CheckpointConfig
 from openpi_b1k.models.pi0 import Model
@@ -35,6 +37,10 @@ def make_rest(step, **more):
     return jax.device_put(rest, place) | more
 
 
+def make_items(step):
+    return {"params": make_weights(step), "train_state": make_rest(step)}
+
+
 def abstract(tree, fsdp=None):
     described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
     if fsdp is None:
@@ -56,8 +62,16 @@ def make_files(step):
 def save_some(run, steps, *, keep_last=1, keep_every=None, save_every=1):
     checkpoints = manager.CheckpointManager(run, CheckpointConfig(save_every, keep_last, keep_every))
     for step in steps:
-        checkpoints.save(step, make_weights(step), make_rest(step), make_files(step))
+        checkpoints.save(step, make_items(step), make_files(step))
     checkpoints.close()
+
+
+def wait_for_error(checkpoints):
+    """Does what the loop does: asks after each step, and does not wait."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        checkpoints.check()
+        time.sleep(0.01)
 
 
 def assert_equal_trees(one, other):
@@ -67,14 +81,14 @@ def assert_equal_trees(one, other):
 def test_what_is_restored_is_what_was_saved_also_onto_another_mesh(tmp_path):
     weights, rest = make_weights(0), make_rest(3, params=make_weights(1))
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig())
-    checkpoints.save(3, weights, rest, make_files(3))
+    checkpoints.save(3, {"params": weights, "train_state": rest}, make_files(3))
     checkpoints.close()
     for fsdp in (1, 4):
         wanted = abstract(rest) | {"params": abstract(rest["params"], fsdp)}
-        found_weights, found_rest = manager.restore(tmp_path / "3", abstract(weights, fsdp), wanted)
-        assert_equal_trees((found_weights, found_rest), (weights, rest))
-        assert jax.tree.map(lambda leaf: leaf.sharding, found_weights) == params_shardings(fsdp)
-        assert jax.tree.map(lambda leaf: leaf.sharding, found_rest["params"]) == params_shardings(fsdp)
+        found = manager.restore(tmp_path / "3", {"params": abstract(weights, fsdp), "train_state": wanted})
+        assert_equal_trees(found, {"params": weights, "train_state": rest})
+        assert jax.tree.map(lambda leaf: leaf.sharding, found["params"]) == params_shardings(fsdp)
+        assert jax.tree.map(lambda leaf: leaf.sharding, found["train_state"]["params"]) == params_shardings(fsdp)
 
 
 def test_a_checkpoint_is_not_moved_by_steps_that_reuse_its_memory(tmp_path):
@@ -82,11 +96,11 @@ def test_a_checkpoint_is_not_moved_by_steps_that_reuse_its_memory(tmp_path):
     expected = jax.device_get(weights)
     advance = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig())
-    checkpoints.save(3, weights, rest, make_files(3))
+    checkpoints.save(3, {"params": weights, "train_state": rest}, make_files(3))
     for _ in range(5):
         weights = advance(weights)
     checkpoints.close()
-    assert_equal_trees(manager.restore(tmp_path / "3", abstract(weights), abstract(rest))[0], expected)
+    assert_equal_trees(manager.restore(tmp_path / "3", {"params": abstract(weights)})["params"], expected)
 
 
 def test_params_are_named_typed_and_shaped_as_openpis(tmp_path, data_dir):
@@ -156,21 +170,22 @@ def test_a_half_written_checkpoint_is_not_seen_and_goes_when_the_run_does_on(tmp
 def test_a_failure_leaves_no_checkpoint(tmp_path):
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig())
     impossible = {"assets/file": b"", "assets/file/below": b""}
-    with pytest.raises(OSError, match="assets"):
-        checkpoints.save(1, make_weights(1), make_rest(1), make_files(1) | impossible)
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 could not be written; those before are kept in .*assets"):
+        checkpoints.save(1, make_items(1), make_files(1) | impossible)
     checkpoints.close()
     assert contents.completed_checkpoints(tmp_path) == []
 
 
 def test_an_error_in_the_background_surfaces(tmp_path, monkeypatch):
     def finalize(*_):
-        raise OSError("no space left")
+        raise OSError("broken pipe")
 
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig())
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", finalize)
-    checkpoints.save(1, make_weights(1), make_rest(1), make_files(1))
-    with pytest.raises(OSError, match="no space left"):
-        checkpoints.close()
+    checkpoints.save(1, make_items(1), make_files(1))
+    with pytest.raises(CheckpointError, match=r"checkpoint 1 could not be written.*OSError: broken pipe"):
+        wait_for_error(checkpoints)
+    checkpoints.close()
     assert contents.completed_checkpoints(tmp_path) == []
 
 
@@ -178,7 +193,7 @@ def test_training_cannot_continue_from_weights_alone(tmp_path):
     save_some(tmp_path, [7])
     (tmp_path / "7" / "train_state").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"has no train_state/.*--weights .*7"):
-        manager.restore(tmp_path / "7", abstract(make_weights(0)), abstract(make_rest(7)))
+        manager.restore(tmp_path / "7", abstract(make_items(7)))
     params = load_params(tmp_path / "7", MODEL.abstract_params(), params_shardings(1))
     assert_equal_trees(params, make_weights(7))
 
@@ -188,6 +203,11 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path, data_dir):
     for read in (contents.read_config, contents.read_info, contents.read_assets):
         with pytest.raises(FileNotFoundError, match="a checkpoint of openpi_b1k has"):
             read(theirs)
-    (tmp_path / "checkpoint.json").write_text('{"completed_steps": 3, "colour": "red"}')
+    (tmp_path / "checkpoint.json").write_text('{"schema_version": 2, "completed_steps": 3, "colour": "red"}')
     with pytest.raises(ValueError, match="not of this version"):
+        contents.read_info(tmp_path)
+    (tmp_path / "checkpoint.json").write_text('{"completed_steps": 3, "code_version": "0.1 abc"}')
+    with pytest.raises(
+        ValueError, match=r"schema version 1, and this code reads and writes 2: use the .*0\.1 abc.*--w"
+    ):
         contents.read_info(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from configs import debug
 from openpi_b1k import sharding
 from openpi_b1k.checkpoints import openpi_rules
-from openpi_b1k.checkpoints.params import find_params, load_params
+from openpi_b1k.checkpoints.params import find_live, find_params, load_params
 from openpi_b1k.checkpoints.rules import flatten
 from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
 from openpi_b1k.models.pi0 import Model
@@ -73,7 +73,33 @@ def test_live_weights_are_not_guessed(data_dir, tmp_path):
     shutil.copytree(data_dir / "openpi_checkpoint" / "7" / "params", tmp_path / "params")
     assert find_params(tmp_path) == tmp_path / "params"
     with pytest.raises(FileNotFoundError, match=r"has no train_state/, so whether params/ holds live weights"):
-        find_params(tmp_path, "live")
+        find_live(tmp_path / "params")
+
+
+def test_live_weights_of_a_run_with_frozen_groups_lie_over_those_to_act_with(tmp_path):
+    """`train_state/` then holds the trained groups alone."""
+    model = Model(STORED)
+    acting, live = (jax.jit(model.init_params)(jax.random.key(seed)) for seed in (1, 2))
+    trained = {"suffix": live["suffix"]}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", openpi_rules.with_value_leaves(openpi_rules.to_openpi(acting)))
+        item = openpi_rules.with_value_leaves(openpi_rules.to_openpi(trained)) | {"step": np.int32(3)}
+        checkpointer.save(tmp_path / "train_state", item)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path, kind="live"), acting | trained)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path), acting)
+
+
+def test_frozen_kernels_are_read_in_bfloat16(tmp_path):
+    model = Model(STORED)
+    weights = jax.jit(model.init_params)(jax.random.key(1))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", openpi_rules.with_value_leaves(openpi_rules.to_openpi(weights)))
+    abstract = model.abstract_params()
+    abstract["vlm"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.numpy.bfloat16), abstract["vlm"])
+    params = load_params(tmp_path, abstract, shardings_of(model))
+    expected = weights | {"vlm": jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), weights["vlm"])}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params["vlm"])} == {"bfloat16"}
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def test_weights_without_value_leaves_are_read_and_cast(data_dir, tmp_path):

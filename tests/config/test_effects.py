@@ -8,9 +8,10 @@ import pytest
 
 from configs import debug
 from openpi_b1k import paths
-from openpi_b1k.config.data import SAMPLE_TOKENIZER, SourceConfig
+from openpi_b1k.config.data import CAMERAS, SAMPLE_TOKENIZER, SourceConfig
+from openpi_b1k.config.optimization import CROP_AND_COLOURS, ROLES
 from openpi_b1k.config.serialize import flatten
-from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.config.train import DistributedConfig, TrainConfig
 from tests.config import views
 
 SAMPLE = {"data.source": "sample", "data.sample_demos": 8}
@@ -27,6 +28,17 @@ SAME_AGAIN = {
 }
 DEPTH = {"data.modalities": ("rgb", "depth"), "model.point_clouds": True, "data.transforms.depth_stride": 9}
 EXPERTS = ("vlm", "action_expert")
+VARIATION = {
+    "crop": 0.8,
+    "rotation": 9.0,
+    "probability": 0.9,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "hue": 0.2,
+}
+VARIED = {f"augmentation.{camera}": CROP_AND_COLOURS for camera in CAMERAS}
+TWO = {"distributed": DistributedConfig("here:1", num_processes=2, process_id=1)}
 
 
 def shared(name, value):
@@ -108,17 +120,49 @@ EFFECTS = {
     "optimizer.eps": (views.updates, 0.1, {}),
     "optimizer.weight_decay": (views.updates, 0.1, {}),
     "optimizer.clip_norm": (views.updates, 3.0, {}),
-    "schedule.warmup_steps": (views.updates, 3, {}),
+    "optimizer.first_moment": (views.plan, "bfloat16", {}),
+    "schedule.warmup": (views.updates, 0.15, {}),
     "schedule.peak_lr": (views.updates, 1e-2, {}),
     "schedule.final_lr": (views.updates, 1e-5, {}),
     "checkpoints.save_every": (views.course, 2, {}),
     "checkpoints.keep_last": (views.course, 2, {}),
     "checkpoints.keep_every": (views.course, 10, {}),
+    "checkpoints.keep_best": (views.course, 2, {}),
+    "checkpoints.best_metric": (views.course, "validation/torso", {}),
+    "checkpoints.timeout_s": (views.course, 1.0, {}),
+    **{
+        f"augmentation.{camera}.{name}": (views.variation_program, value, VARIED)
+        for camera in CAMERAS
+        for name, value in VARIATION.items()
+    },
+    "distributed.coordinator": (views.connection, "other:1", TWO),
+    "distributed.num_processes": (views.connection, 3, TWO),
+    "distributed.process_id": (views.connection, 0, TWO),
+    "distributed.heartbeat_timeout_s": (views.connection, 20, TWO),
+    "freeze": (views.plan, ("vision",), {}),
+    "train_expert_only": (views.plan, True, {}),
+    **{
+        f"model.lora.{role}.rank": (views.plan, 3, {"freeze": ROLES[:3], f"model.lora.{role}.rank": 2})
+        for role in ROLES[:3]
+    },
+    **{
+        f"model.lora.{role}.alpha": (views.loss_program, 3.0, {"freeze": ROLES[:3], f"model.lora.{role}.rank": 2})
+        for role in ROLES[:3]
+    },
     "batch_size": (views.batch, 4, {}),
     "num_steps": (views.course, 21, {}),
     "flow_samples": (views.loss_program, 2, {}),
     "ema_decay": (views.updates, 0.15, {"ema_decay": 0.1}),
     "fsdp": (views.plan, 4, {}),
+    "microbatches": (views.update_program, 2, {}),
+    "ignore_memory_plan": (views.refusal, True, {}),
+    "deterministic": (views.compiler_flags, True, {}),
+    "validation_interval": (views.course, 3, {}),
+    "validation_samples": (views.held_out, 3, READ),
+    "max_nonfinite_steps": (views.patience, 4, {}),
+    "hang_timeout_s": (views.course, 7.0, {}),
+    "profile": (views.course, True, {}),
+    "tensorboard": (views.tracking, True, {}),
     "seed": (views.batch, 1, {}),
     "log_every": (views.course, 3, {}),
     "wandb": (views.tracking, "offline", {}),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import pathlib
 import pickle
 import re
@@ -23,18 +24,23 @@ from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.data.b1k import BadSampleError
 from openpi_b1k.data.batch_memory import OwnBlocks
 from openpi_b1k.data.batches import Shares
+from openpi_b1k.data.held_out import open_held_out
 from openpi_b1k.data.loader import Loader
 from openpi_b1k.data.open import open_training_data
 from openpi_b1k.data.order.rows import Rows
 from openpi_b1k.data.sources import data_root, open_source
+from openpi_b1k.models.augment import augment
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Batch, Observation
+from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.sample import demos
 from openpi_b1k.serving.policy import compiled_sampler
-from openpi_b1k.training import loop, runs, start
+from openpi_b1k.training import distributed, loop, plan_choice, runs, start
 from openpi_b1k.training.optimizer import make_optimizer
 from openpi_b1k.training.state import TrainState, abstract_state
 from openpi_b1k.training.step import train_step
+from openpi_b1k.training.watchdog import Watchdog
+from openpi_b1k.training.window import NonFiniteLossError, Window
 from scripts import train as script
 
 
@@ -153,6 +159,13 @@ def demonstrations(config):
     )
 
 
+def held_out(config):
+    """Returns which samples of held-out episodes are looked at."""
+    config = dataclasses.replace(config, batch_size=4)
+    samples = open_held_out(open_training_data(config), config, sharding.batch_sharding(sharding.make_mesh(1)))
+    return [samples.episodes.tolist(), samples.frames.tolist(), samples.is_counted.tolist()]
+
+
 def sequence(config):
     """Returns which samples of which sources come first, and which are decoded together."""
     mixture = open_training_data(config).mixture
@@ -230,33 +243,105 @@ def made_demonstrations(config):
 
 
 class StubModel:
-    """A model of two parameters, whose loss shows what it is given."""
+    """A model of two parameters, whose errors show what it is given."""
 
-    PARAMS = {"kernel": jnp.array([1.0, -2.0, 3.0]), "bias": jnp.array([0.5])}  # noqa: RUF012 - nobody changes it
+    PARAMS = {"suffix": {"kernel": jnp.array([1.0, -2.0, 3.0]), "bias": jnp.array([0.5])}}  # noqa: RUF012 - nobody changes it
+    mesh = None
 
-    def loss(self, params, batch, key, *, flow_samples):
-        noise = jax.random.normal(key, (3,))
-        value = flow_samples * ((params["kernel"] - noise) ** 2).sum() + (params["bias"] ** 3).sum()
-        return value, jnp.zeros(32)
+    def draw(self, key, b, flow_samples):
+        return jax.random.normal(key, (b, flow_samples, 3)), jnp.zeros((b, flow_samples))
+
+    def squared_errors(self, params, batch, noise, time):
+        layer = params["suffix"]
+        errors = ((layer["kernel"] - noise) ** 2).sum(axis=1) + (layer["bias"] ** 3).sum()
+        return errors, jnp.full(errors.shape, float(noise.shape[1]))
+
+
+def stub_step(config):
+    """Returns the update of a stub, its first state and its batch."""
+    optimizer = make_optimizer(config)
+    params = StubModel.PARAMS
+    average = None if config.ema_decay is None else params
+    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params), average)
+    observation = Observation({"head": jnp.zeros((4, 8, 8, 3), jnp.uint8)}, {}, jnp.zeros(4), None, None)
+    batch = Batch(observation, jnp.zeros((4, 3)), jnp.ones((4, 3), bool), jnp.zeros(4, jnp.int32))
+    return train_step(StubModel(), optimizer, config), state, batch
 
 
 def updates(config):
     """Returns state and metrics after four updates of a stub."""
-    optimizer = make_optimizer(config)
-    average = None if config.ema_decay is None else StubModel.PARAMS
-    state = TrainState(jnp.int32(0), StubModel.PARAMS, optimizer.init(StubModel.PARAMS), average)
-    step = train_step(StubModel(), optimizer, config)
+    step, state, batch = stub_step(config)
+    step = jax.jit(step)
     for _ in range(4):
-        state, measured = step(state, None)
+        state, measured = step(state, batch)
     return digest((state, measured))
+
+
+def update_program(config):
+    """Returns the computation of an update as text, traced and not compiled."""
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(stub_step(config)[0])(*stub_step(config)[1:])))
+
+
+def variation_program(config):
+    """Returns the computation that varies images, as text."""
+    images = {name: jax.ShapeDtypeStruct((2, 28, 28, 3), jnp.uint8) for name in config.data.cameras}
+    masks = dict.fromkeys(images, jax.ShapeDtypeStruct((2,), bool))
+    observation = dataclasses.replace(abstract_batch(config).observation, images=images, image_masks=masks)
+    keys = jax.random.split(jax.random.key(0), 2)
+    program = jax.make_jaxpr(lambda observation: augment(observation, keys, config.augmentation))(observation)
+    return re.sub("0x[0-9a-f]+", "", str(program))
+
+
+def patience(config):
+    """Returns after how many updates that are no numbers a run gives up."""
+    window = Window(config, r1pro("like_action").action, pathlib.Path("run"))
+    measured = {"loss": np.float32(np.nan), "is_finite": np.bool_(False), "grad_norm/vision": np.float32(np.nan)}
+    for step in range(100):
+        try:
+            window.add(step, measured, 0.0)
+        except NonFiniteLossError:
+            return step
+    return None
+
+
+def refusal(config):
+    """Returns what is said of a run on a device with next to no memory."""
+    try:
+        return plan_choice.check(config, 1, 1e3)
+    except ValueError as error:
+        return str(error)
+
+
+def connection(config):
+    """Returns what JAX is told of the other processes."""
+    launch = distributed.launched(config.distributed, {})
+    if launch is None:
+        return None
+    with mock.patch.object(jax.distributed, "initialize") as told, mock.patch.object(jax.config, "update"):
+        distributed.initialize(config.distributed, launch)
+    return told.call_args
+
+
+def compiler_flags(config):
+    """Returns the flags that a run sets for XLA."""
+    with (
+        mock.patch.dict("os.environ", {"XLA_FLAGS": ""}),
+        mock.patch("faulthandler.enable"),
+        mock.patch.object(metrics, "setup_logging"),
+    ):
+        flags = []
+        distributed.run(lambda config: flags.append(os.environ["XLA_FLAGS"]) or 0, config)
+        return flags
 
 
 def plan(config):
     """Returns shape and share per device of everything that training keeps."""
     model, mesh = Model(config.model), sharding.make_mesh(config.fsdp)
     state = abstract_state(model, make_optimizer(config), config, mesh)
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [(jax.tree_util.keystr(path), leaf.shape, leaf.sharding.shard_shape(leaf.shape)) for path, leaf in leaves]
+    return [
+        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), leaf.sharding.shard_shape(leaf.shape))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
 
 
 def initial_weights(config):
@@ -291,6 +376,13 @@ class Notes:
     def write(self, step, values):
         self.events.append(("write", step))
 
+    def write_image(self, step, name, path):
+        """Needs no picture."""
+
+    def run(self, params, step):
+        self.events.append(("validate", step))
+        return {}
+
     def check(self):
         """Finds nothing wrong."""
 
@@ -301,13 +393,20 @@ class Notes:
 def course(config):
     """Returns when a run writes metrics and saves, with which settings, without computing anything."""
     mesh, data = sharding.make_mesh(config.fsdp), open_training_data(config)
-    state = TrainState(jnp.int32(0), {}, (), None)
-    measured = {"loss": 1.0, "loss_per_dim": np.ones(32), "grad_norm": 1.0}
+    state = TrainState(jnp.int32(0), {}, {}, (), None)
+    measured = {"loss": 1.0, "loss_per_dim": np.ones(32), "source_loss": np.ones(1), "source_count": np.ones(1)}
+    measured |= {"grad_norm": 1.0, "is_finite": True}
     training = start.Training(config, data, mesh, None, None, state, pathlib.Path("run"), 0, 0)
     notes = Notes(config.checkpoints)
     with contextlib.ExitStack() as stack:
         replaced = {
             "CheckpointManager": lambda directory, settings: notes,
+            "Validator": lambda *args: notes,
+            "Watchdog": lambda directory, timeout, process: (
+                notes.events.append(timeout) or Watchdog(directory, timeout)
+            ),
+            "Trace": lambda *args, is_wanted: notes.events.append(is_wanted) or mock.Mock(),
+            "show_first_batch": lambda *args: None,
             "open_writers": lambda training: notes,
             "compiled_step": lambda training, state: lambda state, batch: (state, measured),
             "completed_checkpoints": lambda directory: [0],
@@ -319,13 +418,19 @@ def course(config):
 
 
 def tracking(config):
-    """Returns what wandb is asked for."""
+    """Returns what wandb and TensorBoard are asked for."""
     asked = []
     wandb = mock.patch.object(metrics, "Wandb", lambda directory, fields: asked.append(fields) or Notes())
-    with wandb, tempfile.TemporaryDirectory() as directory:
+
+    def open_board(path, *, completed_steps):
+        asked.append({})
+        return Notes()
+
+    board = mock.patch.object(metrics, "TensorBoard", open_board)
+    with wandb, board, tempfile.TemporaryDirectory() as directory:
         training = mock.Mock(config=config, directory=pathlib.Path(directory), completed_steps=0)
         loop.open_writers(training).close()
-    return [(fields["wandb"], fields["wandb_project"]) for fields in asked]
+    return [(fields.get("wandb"), fields.get("wandb_project")) for fields in asked]
 
 
 def rollouts(config):
@@ -337,7 +442,6 @@ def rollouts(config):
         return mock.Mock()
 
     with (
-        mock.patch("openpi_b1k.data.open.open_training_data"),
         mock.patch("openpi_b1k.training.start.start"),
         mock.patch("openpi_b1k.training.loop.train"),
         mock.patch("openpi_b1k.metrics.setup_logging"),

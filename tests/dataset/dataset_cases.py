@@ -5,7 +5,8 @@ import pathlib
 
 from openpi_b1k.config.data import SAMPLE_TOKENIZER, DataConfig, TransformConfig
 from openpi_b1k.config.model import GEMMA_TINY, SIGLIP_TINY, ModelConfig
-from openpi_b1k.config.train import ScheduleConfig, TrainConfig
+from openpi_b1k.config.optimization import ScheduleConfig
+from openpi_b1k.config.train import TrainConfig
 
 NAMES = {"2025": "b1k_2025", "2026": "lerobot_v30"}
 HORIZONS = {"2025": 32, "2026": 16}
@@ -28,7 +29,7 @@ def make_config(generation: str, root: pathlib.Path | None, **data) -> TrainConf
             DataConfig(generation=generation, root=str(root) if root else None, transforms=transforms, num_workers=0),
             **data,
         ),
-        schedule=ScheduleConfig(warmup_steps=1),
+        schedule=ScheduleConfig(warmup=0.0),
         batch_size=8,
         num_steps=10,
     )

@@ -78,6 +78,17 @@ def test_mixtures_draw_by_weight_each_source_in_its_own_order():
     assert (counts.min(), counts.max()) in ((4, 6), (4, 5), (5, 6), (5, 5))
 
 
+def test_a_batch_says_which_source_each_row_is_of():
+    mixture = Mixture([source(Numbers(1000), 3.0), source(Numbers(500, offset=10_000), 1.0, seed=1)])
+    sample = mixture.sample(0)["source"]
+    assert (sample.shape, sample.dtype) == ((), np.int32)
+    rows = Rows(64, 0, 64, 1)
+    fields, _ = Shares(mixture, rows, is_skipping=False).batch(0, OwnBlocks())
+    assert fields["source"].dtype == np.int32
+    np.testing.assert_array_equal(fields["source"], fields["state"] >= 10_000)
+    assert set(fields["source"].tolist()) == {0, 1}
+
+
 def test_the_sources_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         Mixture([source(Numbers(1000), 3.0), source(Numbers(500), 1.0)]).log()

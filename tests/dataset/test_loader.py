@@ -73,7 +73,7 @@ def test_a_batch_holds_the_samples_of_its_positions(random_config, sharding):
             assert bool(batch.observation.image_masks[camera][row])
         for name in ("state", "prompt_tokens", "prompt_mask"):
             np.testing.assert_array_equal(getattr(batch.observation, name)[row], sample[name])
-        for name in ("actions", "action_mask"):
+        for name in ("actions", "action_mask", "source"):
             np.testing.assert_array_equal(getattr(batch, name)[row], sample[name])
     assert all(array.sharding.is_equivalent_to(sharding, array.ndim) for array in jax.tree.leaves(batch))
     assert batch.observation.images["head"].dtype == np.uint8
@@ -94,7 +94,8 @@ def test_workers_make_the_same_batches_each_its_own_lanes_in_order(random_config
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         for worker in workers:
-            os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does; the process that trains decides what it means
+            for number in (signal.SIGINT, signal.SIGTERM):  # as Ctrl-C and Slurm do; the process that trains decides
+                os.kill(worker.pid, number)
         batches += [next(loader) for _ in range(8)]
     assert states(batches) == expected[3:]
     assert_ended()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openpi_b1k.models.flow_matching import flow_path, integrate, masked_mean_loss, sample_time
+from openpi_b1k.models.flow_matching import flow_path, integrate, masked_mean_loss, masked_squared_errors, sample_time
 
 
 def test_time_one_is_noise_and_zero_is_the_action():
@@ -35,6 +35,21 @@ def test_the_loss_counts_what_the_mask_says():
     for dim in range(5):
         expected = error[..., dim][counted[..., dim]].mean() if dim != 2 else 0.0
         np.testing.assert_allclose(per_dim[dim], expected, rtol=1e-5)
+
+
+def test_errors_of_a_sample_are_its_own_and_add_up_to_the_loss():
+    random = np.random.default_rng(0)
+    velocity, target = random.normal(size=(2, 3, 2, 4, 5)).astype(np.float32)
+    mask = random.random((3, 4, 5)) < 0.5
+    mask[1] = False
+    errors, counts = masked_squared_errors(*map(jnp.asarray, (velocity, target, mask)))
+    for sample in range(3):
+        for dim in range(5):
+            counted = (velocity - target)[sample, :, mask[sample, :, dim], dim]
+            np.testing.assert_allclose(errors[sample, dim], (counted**2).sum(), rtol=1e-5)
+            assert counts[sample, dim] == counted.size == 2 * mask[sample, :, dim].sum()
+    loss, _ = masked_mean_loss(*map(jnp.asarray, (velocity, target, mask)))
+    np.testing.assert_allclose(loss, errors.sum() / counts.sum(), rtol=1e-6)
 
 
 def test_a_mask_of_ones_gives_the_plain_mean_and_of_zeros_zero():

@@ -90,6 +90,30 @@ def test_flow_samples_are_independent_draws_averaged(model, params, batch, draws
     np.testing.assert_allclose(per_dim, np.mean([dims for _, dims in alone], axis=0), rtol=1e-4)
 
 
+def test_gradients_of_flow_samples_are_the_mean_over_separate_passes(model, params, batch, draws):
+    noise, time = draws
+    gradient = jax.jit(jax.grad(lambda params, noise, time: model.loss_at(params, batch, noise, time)[0]))
+    together = flatten(gradient(params, noise, time))
+    alone = [flatten(gradient(params, noise[:, [i]], time[:, [i]])) for i in range(3)]
+    for group in ("vision", "vlm", "action_expert", "suffix"):
+        names = [name for name in together if name.startswith(group)]
+        mean = {name: np.mean([np.asarray(one[name], np.float64) for one in alone], axis=0) for name in names}
+        difference = sum(((together[name] - mean[name]) ** 2).sum() for name in names) ** 0.5
+        assert difference < 1e-5 * sum((mean[name] ** 2).sum() for name in names) ** 0.5, group
+
+
+def test_draws_are_standard_normal_noise_and_times_each_their_own(model):
+    noise, time = jax.jit(model.draw, static_argnums=(1, 2))(KEY, 500, 3)
+    assert noise.shape == (500, 3, 4, 6)
+    assert time.shape == (500, 3)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert len(np.unique(time)) == 1500
+    split = jax.jit(Model(model.config, make_mesh(4)).draw, static_argnums=(1, 2))(KEY, 500, 3)
+    np.testing.assert_array_equal(split[0], noise)
+    assert split[0].sharding.shard_shape(noise.shape) == (125, 3, 4, 6)
+
+
 def test_loss_draws_by_its_key(model, params, batch):
     loss = jax.jit(model.loss, static_argnames="flow_samples")
     first, per_dim = loss(params, batch, KEY, flow_samples=2)

@@ -1,11 +1,11 @@
 """The data sets of the sample world are in the formats of the two releases, and read back as what was recorded."""
 
-import concurrent.futures
 import dataclasses
 import json
 import pathlib
 import shutil
 import threading
+import time
 
 import av
 import numpy as np
@@ -389,26 +389,7 @@ def test_a_data_set_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(demos, "write", write)
     with pytest.raises(OSError, match="disk full"):
         demos.make("2025", 1)
-    assert not any((tmp_path / "sample").iterdir())
-
-
-def test_the_slower_of_two_takes_the_other_ones(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENPI_B1K_CACHE", str(tmp_path))
-    both_are_writing = threading.Barrier(2)
-    names = iter(["a", "b"])
-
-    def write(root, generation, num_demos, modalities):
-        root.mkdir(parents=True)
-        (root / "name").write_text(next(names))
-        both_are_writing.wait(10)
-
-    monkeypatch.setattr(demos, "write", write)
-    pids = iter([1, 2])
-    monkeypatch.setattr("os.getpid", lambda: next(pids))
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        roots = [future.result() for future in [threads.submit(demos.make, "2025", 1) for _ in range(2)]]
-    assert roots[0] == roots[1]
-    assert [path.name for path in (tmp_path / "sample").iterdir()] == [roots[0].name]
+    assert [path.suffix for path in (tmp_path / "sample").iterdir()] == [".lock"]
 
 
 def test_other_code_makes_other_data(monkeypatch, tmp_path):
@@ -461,3 +442,28 @@ def test_lerobot_reads_2026_as_it_was_recorded(sample_root, recordings):
                 image = item[key].numpy().transpose(1, 2, 0) * 255
                 assert np.abs(image - recording.frames[camera][frame]).mean() < 10
         start += recording.length
+
+
+def test_of_several_that_want_a_data_set_one_makes_it_and_the_others_wait(tmp_path):
+    root, made = tmp_path / "cache" / "data", []
+
+    def write(partial):
+        made.append(threading.current_thread().name)
+        partial.mkdir()
+        time.sleep(0.3)
+        (partial / "last").touch()
+
+    def make():
+        demos.make_once(root, write)
+        seen.append((root / "last").exists())
+
+    seen = []
+    (tmp_path / "cache" / "data.partial" / "of a killed process").mkdir(parents=True)
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), seen) == (1, [True] * 3)
+    assert sorted(path.name for path in root.iterdir()) == ["last"]
+    assert not root.with_name("data.partial").exists()

@@ -7,6 +7,7 @@ import pathlib
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,11 +19,14 @@ from openpi_b1k.models.pi0 import Model
 from openpi_b1k.sharding import batch_sharding, make_mesh
 from openpi_b1k.training import loop
 from openpi_b1k.training.optimizer import make_optimizer
-from openpi_b1k.training.start import Training, start
+from openpi_b1k.training.start import Training, checkpoint_files, start
 from openpi_b1k.training.stopping import InterruptedTraining
 from openpi_b1k.training.window import NonFiniteLossError
 
-TIMES = ("samples_per_s", "data_wait", "unix_time")
+TIMES = (
+    *("samples_per_s", "samples_per_s_per_device", "step_time_s", "data_wait", "unix_time"),
+    *("host_memory_gb", "checkpoint_stall_s", "validation_s"),
+)
 
 
 class LinearModel(Model):
@@ -39,11 +43,11 @@ class LinearModel(Model):
     def init_params(self, key):
         return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), self.abstract_params())
 
-    def loss(self, params, batch, key, *, flow_samples=1):
+    def squared_errors(self, params, batch, noise, time):
         layer = params["suffix"]["action_in_proj"]
-        noisy = batch.observation.state + jax.random.normal(key, batch.observation.state.shape)
+        noisy = batch.observation.state + noise[:, 0, 0] * time
         squares = (noisy @ layer["kernel"] + layer["bias"] - batch.actions[:, 0]) ** 2
-        return squares.mean(), squares.mean(axis=0)
+        return squares, jnp.ones(squares.shape)
 
 
 def run(config):
@@ -116,7 +120,7 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_what_it_is_made_of(small_conf
 
     assert "batch_size: 4" in caplog.text
     assert "mesh: {'data': 1, 'fsdp': 4} over 4 x cpu" in caplog.text
-    assert "parameters: action_expert         18,720" in caplog.text
+    assert "\n  action_expert         18,720  trained" in caplog.text
     batch = caplog.text.split("first batch:")[1]
     for start_of_line in (
         "observation.images.head (4, 14, 14, 3) uint8 [",
@@ -177,7 +181,7 @@ def test_another_batch_size_goes_on_with_the_next_whole_batch(small_config, monk
         contextlib.closing(Loader(training.data.mixture, config, batch_sharding(training.mesh), 2)) as expected,
     ):  # 12 samples consumed: the batch of 8 to 15 is half known, the next begins at 16
         jax.tree.map(np.testing.assert_array_equal, next(loader), next(expected))
-    info = json.loads(loop.checkpoint_files(training, 4)["checkpoint.json"])
+    info = json.loads(checkpoint_files(training, 4)["checkpoint.json"])
     assert (info["completed_steps"], info["samples_consumed"]) == (4, 24)
 
 
@@ -191,9 +195,30 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(small_
         return dataclasses.replace(batch, actions=batch.actions * np.nan) if len(taken) == 5 else batch
 
     monkeypatch.setattr(Loader, "__next__", spoiled)
-    with pytest.raises(NonFiniteLossError, match=r"loss is nan at step 5; checkpoints saved before are kept in .*run"):
-        run(small_config)
-    assert contents.completed_checkpoints(directory_of(small_config)) == [3]
+    config = dataclasses.replace(small_config, max_nonfinite_steps=1)
+    with pytest.raises(NonFiniteLossError, match=r"updates in a row were skipped, the last at step 5.* kept in .*run"):
+        run(config)
+    assert contents.completed_checkpoints(directory_of(config)) == [3]
+    dumped = np.load(directory_of(config) / "nonfinite-5" / "batch.npz")
+    assert np.isnan(dumped["actions"]).all()
+    assert json.loads((directory_of(config) / "nonfinite-5" / "report.json").read_text())["step"] == 5
+
+
+def test_one_spoiled_batch_is_skipped_and_counted(small_config, monkeypatch):
+    monkeypatch.setattr("openpi_b1k.training.start.Model", LinearModel)
+    following = Loader.__next__
+    taken = []
+
+    def spoiled(loader):
+        batch = following(loader)
+        taken.append(1)
+        return dataclasses.replace(batch, actions=batch.actions * np.nan) if len(taken) == 2 else batch
+
+    monkeypatch.setattr(Loader, "__next__", spoiled)
+    assert run(small_config) == directory_of(small_config) / "6"
+    lines = [json.loads(line) for line in (directory_of(small_config) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped_updates"] for line in lines] == [1, 0]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
 
 
 def test_what_is_refused_is_refused_before_anything_is_deleted(small_config):
@@ -203,9 +228,9 @@ def test_what_is_refused_is_refused_before_anything_is_deleted(small_config):
     data = open_training_data(config)
     with pytest.raises(FileNotFoundError, match="nothing at"):
         start(dataclasses.replace(config, weights="/nowhere"), data)
-    with pytest.raises(ValueError, match="fsdp 3"):
+    with pytest.raises(ValueError, match="--fsdp 3 does not divide the 4 devices"):
         start(dataclasses.replace(config, fsdp=3), data)
-    with pytest.raises(ValueError, match="--batch-size 6"):
+    with pytest.raises(ValueError, match="--batch-size 6 must be a multiple"):
         start(dataclasses.replace(config, batch_size=6), data)
     assert old.exists()
     start(config, data)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import debug
 from openpi_b1k.checkpoints.rules import flatten
-from openpi_b1k.config.train import OptimizerConfig, ScheduleConfig
+from openpi_b1k.config.optimization import OptimizerConfig, ScheduleConfig
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 
@@ -23,22 +23,29 @@ def oracle(step, *, warmup, peak, final, num_steps):
 
 @pytest.mark.parametrize(("warmup", "num_steps"), [(10, 100), (0, 7), (1, 2), (6, 7), (1000, 50_000)])
 def test_learning_rate_is_the_formula_at_every_update(warmup, num_steps):
-    schedule = learning_rate_schedule(ScheduleConfig(warmup, peak_lr=3e-4, final_lr=2e-5), num_steps)
+    schedule = learning_rate_schedule(ScheduleConfig(warmup / num_steps, peak_lr=3e-4, final_lr=2e-5), num_steps)
     steps = np.unique(np.linspace(0, num_steps - 1, 50).astype(int))
     expected = [oracle(step, warmup=warmup, peak=3e-4, final=2e-5, num_steps=num_steps) for step in steps]
     np.testing.assert_allclose(jax.vmap(schedule)(jnp.asarray(steps)), expected, rtol=2e-6)
 
 
 def test_the_peak_comes_after_warm_up_and_the_end_at_the_last_update():
-    schedule = learning_rate_schedule(ScheduleConfig(10, peak_lr=1e-3, final_lr=1e-4), 200)
+    schedule = learning_rate_schedule(ScheduleConfig(0.05, peak_lr=1e-3, final_lr=1e-4), 200)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(200)))
     assert rates.argmax() == 10
     np.testing.assert_allclose(rates[[0, 10, 199]], [1e-3 / 11, 1e-3, 1e-4], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("warmup", "num_steps", "updates"), [(0.02, 50_000, 1000), (0.29, 100, 29), (0.999, 7, 6)])
+def test_warm_up_is_a_part_of_the_run_and_leaves_the_last_update_to_the_peak(warmup, num_steps, updates):
+    rates = learning_rate_schedule(ScheduleConfig(warmup, peak_lr=1e-3, final_lr=1e-3), num_steps)
+    np.testing.assert_allclose(rates(0), 1e-3 / (updates + 1), rtol=1e-6)
+    assert rates(updates - 1) < rates(updates) == np.float32(1e-3)
+
+
 def test_warm_up_is_openpis():
     theirs = optax.warmup_cosine_decay_schedule(1e-3 / 11, 1e-3, warmup_steps=10, decay_steps=200, end_value=1e-4)
-    ours = learning_rate_schedule(ScheduleConfig(10, peak_lr=1e-3, final_lr=1e-4), 200)
+    ours = learning_rate_schedule(ScheduleConfig(0.05, peak_lr=1e-3, final_lr=1e-4), 200)
     np.testing.assert_allclose(jax.vmap(ours)(jnp.arange(11)), jax.vmap(theirs)(jnp.arange(11)), rtol=1e-6)
 
 
@@ -64,8 +71,9 @@ def test_updates_are_clipped_adamw():
     moments = dict.fromkeys(expected, (0.0, 0.0))
     for k, gradient in enumerate(gradients):
         tree = {"a": {"kernel": jnp.float32(gradient), "bias": jnp.float32(-gradient)}}
-        updates, state = optimizer.update(tree, state, ours)
-        ours = optax.apply_updates(ours, updates)
+        directions, state = optimizer.update(tree, state, ours)
+        rate = learning_rate_schedule(config.schedule, config.num_steps)(k)
+        ours = optax.apply_updates(ours, jax.tree.map(lambda direction, rate=rate: -rate * direction, directions))
         norm = math.sqrt(2 * (gradient**2).sum())
         for name, sign in (("kernel", 1), ("bias", -1)):
             clipped = sign * gradient * min(1.0, 0.5 / norm)
@@ -77,3 +85,14 @@ def test_updates_are_clipped_adamw():
             expected[name] = expected[name] - oracle(k, warmup=0, peak=0.1, final=0.01, num_steps=4) * step
     for name, value in expected.items():
         np.testing.assert_allclose(ours["a"][name], value, rtol=1e-5)
+
+
+def test_the_first_moment_can_be_bfloat16_and_nothing_else_is():
+    adamw = OptimizerConfig(first_moment="bfloat16")
+    optimizer = make_optimizer(dataclasses.replace(debug.CONFIG, optimizer=adamw))
+    params = {"a": {"kernel": jnp.ones((2, 3))}}
+    state = optimizer.init(params)
+    directions, state = optimizer.update({"a": {"kernel": jnp.full((2, 3), 0.1)}}, state, params)
+    moments = optax.tree.get(state, "mu"), optax.tree.get(state, "nu"), directions
+    assert [tree["a"]["kernel"].dtype for tree in moments] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    np.testing.assert_allclose(directions["a"]["kernel"], 1.0, rtol=1e-2)

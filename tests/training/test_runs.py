@@ -6,6 +6,7 @@ import pytest
 
 from configs import debug
 from openpi_b1k.checkpoints import contents
+from openpi_b1k.config.train import DistributedConfig
 from openpi_b1k.training import runs
 
 CONFIG = dataclasses.replace(debug.CONFIG, name="debug")
@@ -22,14 +23,6 @@ def make_checkpoint(tmp_path, name, steps, saved_at):
     info = contents.CheckpointInfo(steps, steps * 8, "f", False, "1", saved_at)
     (directory / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info)))
     return directory
-
-
-@pytest.mark.parametrize(("batch_size", "nearest"), [(10, "8, 12"), (3, "4"), (13, "12, 16")])
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_nearest(batch_size, nearest):
-    message = f"--batch-size {batch_size} must be a multiple of the 4 devices; the nearest are {nearest}$"
-    with pytest.raises(ValueError, match=message):
-        runs.check_batch_size(dataclasses.replace(CONFIG, batch_size=batch_size), 4)
-    runs.check_batch_size(dataclasses.replace(CONFIG, batch_size=12), 4)
 
 
 def test_a_run_without_a_name_is_called_by_its_start_time(config, tmp_path):
@@ -127,3 +120,21 @@ def test_other_changes_are_logged(config, tmp_path, caplog):
         "resumed with a change: --model.remat was 'none' and is 'full'",
         "resumed with a change: --num-steps was 20 and is 99",
     ]
+
+
+def test_a_directory_that_another_machine_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(runs.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(runs.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(runs, "SHARED_S", 0.2)
+    run = runs.Run(tmp_path / "debug" / "radio", None)
+    with pytest.raises(FileNotFoundError, match=r"process 1 \(.*\) does not see it: --checkpoint-dir must be .* share"):
+        runs.create(run)
+    run.directory.mkdir(parents=True)
+    runs.create(run)
+
+
+def test_how_a_run_was_started_is_no_change_of_it(caplog):
+    started = dataclasses.replace(CONFIG, distributed=DistributedConfig("host:1", 2, 1), hang_timeout_s=5.0)
+    runs.check_resumable(started, CONFIG, "checkpoint")
+    assert caplog.records == []

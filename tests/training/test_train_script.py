@@ -9,7 +9,8 @@ import pytest
 
 from configs import debug
 from openpi_b1k import metrics
-from openpi_b1k.data import open as data_open
+from openpi_b1k.checkpoints.failures import CheckpointError
+from openpi_b1k.data.workers import WorkerError
 from openpi_b1k.training import loop, start
 from openpi_b1k.training.stopping import InterruptedTraining
 from openpi_b1k.training.window import NonFiniteLossError
@@ -35,16 +36,15 @@ def replace_training(monkeypatch, outcome):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(data_open, "open_training_data", lambda config: None)
-    monkeypatch.setattr(start, "start", lambda config, data: None)
+    monkeypatch.setattr(start, "start", lambda config: None)
     monkeypatch.setattr(loop, "train", train)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6}, "error: --batch-size 6 must be a multiple of the 4 devices; the nearest are 4, 8\n"),
-        ({"fsdp": 3}, "error: fsdp 3 does not divide the 4 devices of this run; choose one of [1, 2, 4]\n"),
+        ({"batch_size": 6}, "error: --batch-size 6 must be a multiple of the 4 devices; nearest: 4\n"),
+        ({"fsdp": 3}, "error: --fsdp 3 does not divide the 4 devices; choose one of [1, 2, 4]\n"),
         ({"resume": True, "exp_name": "radio"}, "to resume; runs there: none\n"),
         ({"weights": "/nowhere"}, "error: nothing at /nowhere"),
     ],
@@ -61,7 +61,10 @@ def test_a_users_mistake_is_one_line_and_status_two(script, small_config, capsys
 @pytest.mark.parametrize(
     ("outcome", "ending"),
     [
-        (NonFiniteLossError("loss is nan at step 3"), (1, "error: loss is nan at step 3\n")),
+        (NonFiniteLossError("10 updates were skipped", 3, (), {}), (1, "error: 10 updates were skipped\n")),
+        (CheckpointError("checkpoint 3 could not be written"), (1, "error: checkpoint 3 could not be written\n")),
+        (WorkerError("a worker was killed"), (1, "error: a worker was killed\n")),
+        (ConnectionError("wandb refuses"), (1, "error: wandb refuses\n")),
         (InterruptedTraining("stopped after 3 of 9 steps", 15), (143, "stopped after 3 of 9 steps\n")),
     ],
 )

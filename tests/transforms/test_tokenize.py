@@ -25,10 +25,6 @@ def tokenizer(request, tmp_path_factory) -> Tokenizer:
     return Tokenizer(path)
 
 
-def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return tokenizer._processor.decode(ids)  # noqa: SLF001  # only tests decode
-
-
 def test_text_and_bins_agree_with_openpi(reference):
     bins = state_bins(reference["norm/out/state_quantile"])
     np.testing.assert_array_equal(bins, np.maximum(reference["prompt/state_bins"], 0))  # openpi writes -1 there
@@ -71,9 +67,16 @@ def test_any_text_survives_and_the_cue_is_never_cut(tokenizer, prompt, state):
     assert tokens[0] == 2  # begin of sentence, as PaliGemma's
     assert not tokens[length:].any()
     assert tokens.max() < tokenizer.vocab_size
-    text = decode(tokenizer, tokens[1:length].tolist())
+    text = tokenizer.decode(tokens[1:length].tolist())
     assert text == prompt_text(prompt, state_bins(state).tolist())
     assert text.endswith(";\nAction: ")
+
+
+def test_decoding_gives_the_text_back(tokenizer):
+    state = np.linspace(-1, 1, 3)
+    tokens, mask = tokenizer.tokenize("put the red ball away", state, 64)
+    text = prompt_text("put the red ball away", state_bins(state).tolist())
+    assert tokenizer.decode(tokens[mask].tolist()).split() == text.split()
 
 
 def test_special_ids_are_paligemmas(tokenizer):

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def _store(path: pathlib.Path, state: str, folder: Folder) -> None:
     arrays = {field.name: getattr(folder, field.name) for field in dataclasses.fields(folder) if field.name != "kinds"}
     arrays["state"] = np.frombuffer(state.encode(), np.uint8)
     arrays["kinds"] = np.frombuffer(json.dumps([dataclasses.astuple(kind) for kind in folder.kinds]).encode(), np.uint8)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     partial.rename(path)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 from collections.abc import Sequence
 
 from openpi_b1k import paths
@@ -89,7 +90,7 @@ def mixture_place(places: Sequence[Place], weights: Sequence[float]) -> Place:
 def write(path: pathlib.Path, text: str) -> None:
     """Writes a file that appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
 
