@@ -87,6 +87,7 @@ def errors(directory):
     return (directory / "stderr.txt").read_text()[-3000:]
 
 
+@pytest.mark.slow  # one process per life
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(lives, tmp_path):
     rng, runs = random.Random(0), tmp_path / "checkpoints" / "debug"
     lives.begin("whole")
