@@ -92,6 +92,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
+def own_rows(array: Array) -> np.ndarray:
+    """Returns the rows that this process's devices hold of an array split along its first axis, each once, in order."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

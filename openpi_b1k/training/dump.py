@@ -10,6 +10,7 @@ import numpy as np
 
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.observation import Batch
+from openpi_b1k.sharding import own_rows
 from openpi_b1k.training.window import nonfinite_groups
 from openpi_b1k.typing import Array
 
@@ -34,7 +35,7 @@ def dump(
     directory.mkdir(parents=True, exist_ok=True)
     suffix = f"-{jax.process_index()}" if jax.process_index() else ""
     leaves = jax.tree_util.tree_leaves_with_path(batch)
-    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): local_rows(array) for path, array in leaves}
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): own_rows(array) for path, array in leaves}
     np.savez(directory / f"batch{suffix}.npz", **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
     values = {name: np.asarray(value) for name, value in metrics.items()}
     report = {
@@ -47,12 +48,6 @@ def dump(
     }
     (directory / f"report{suffix}.json").write_text(json.dumps(report, indent=2) + "\n")
     return directory
-
-
-def local_rows(array: Array) -> np.ndarray:
-    """Returns the rows of an array that this process holds, each once, in their order in the whole."""
-    rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
 
 def suspicious(arrays: Mapping[str, np.ndarray]) -> list[Finding]:

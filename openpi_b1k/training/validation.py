@@ -22,7 +22,7 @@ from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Batch
 from openpi_b1k.robots.chunk_errors import ErrorSums, step_errors
 from openpi_b1k.robots.layout import Layout
-from openpi_b1k.sharding import batch_sharding
+from openpi_b1k.sharding import batch_sharding, own_rows
 from openpi_b1k.typing import Array, Float, Int, Params
 
 logger = logging.getLogger(__name__)
@@ -122,12 +122,6 @@ def measure(
     steps = model.config.num_flow_steps
     chunks = model.sample_actions(params, batch.observation, chunk_noise, num_flow_steps=steps)
     return jnp.sum(errors, axis=-1), jnp.sum(counts, axis=-1), chunks
-
-
-def own_rows(array: jax.Array) -> np.ndarray:
-    """Returns the rows, in order, that this process's devices hold of an array split along its first axis."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def summed_over_processes(values: np.ndarray) -> np.ndarray:

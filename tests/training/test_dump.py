@@ -78,4 +78,4 @@ def test_rows_come_once_and_in_order_also_where_devices_hold_copies():
     rows = np.arange(8 * 3).reshape(8, 3)
     for spec in (("data",), (("data", "fsdp"),), ()):
         array = jax.device_put(rows, jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
-        np.testing.assert_array_equal(dump.local_rows(array), rows)
+        np.testing.assert_array_equal(sharding.own_rows(array), rows)

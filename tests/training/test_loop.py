@@ -7,7 +7,6 @@ import pathlib
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,32 +21,12 @@ from openpi_b1k.training.optimizer import make_optimizer
 from openpi_b1k.training.start import Training, checkpoint_files, start
 from openpi_b1k.training.stopping import InterruptedTraining
 from openpi_b1k.training.window import NonFiniteLossError
+from tests.training.killable import OneLayer
 
 TIMES = (
     *("samples_per_s", "samples_per_s_per_device", "step_time_s", "data_wait", "unix_time"),
     *("host_memory_gb", "checkpoint_stall_s", "validation_s"),
 )
-
-
-class LinearModel(Model):
-    """A model of one layer, from state and noise to the first action."""
-
-    def abstract_params(self):
-        d = self.config.action_dim
-        shapes = {"kernel": jax.ShapeDtypeStruct((d, d), np.float32), "bias": jax.ShapeDtypeStruct((d,), np.float32)}
-        return {"suffix": {"action_in_proj": shapes}}
-
-    def logical_axes(self):
-        return {"suffix": {"action_in_proj": {"kernel": ("embed", "action"), "bias": ("bias",)}}}
-
-    def init_params(self, key):
-        return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), self.abstract_params())
-
-    def squared_errors(self, params, batch, noise, time):
-        layer = params["suffix"]["action_in_proj"]
-        noisy = batch.observation.state + noise[:, 0, 0] * time
-        squares = (noisy @ layer["kernel"] + layer["bias"] - batch.actions[:, 0]) ** 2
-        return squares, jnp.ones(squares.shape)
 
 
 def run(config):
@@ -86,7 +65,7 @@ def stop_at(patch, step):
 @pytest.mark.parametrize("ema_decay", [0.9, None])
 def test_resumed_equals_uninterrupted_bit_for_bit(whole, small_config, ema_decay, monkeypatch):
     if ema_decay is None:
-        monkeypatch.setattr("openpi_b1k.training.start.Model", LinearModel)  # the real one takes long to compile
+        monkeypatch.setattr("openpi_b1k.training.start.Model", OneLayer)  # the real one takes long to compile
         whole = dataclasses.replace(small_config, exp_name="whole", ema_decay=None)
         run(whole)
     parts = dataclasses.replace(small_config, ema_decay=ema_decay)
@@ -205,7 +184,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(small_
 
 
 def test_one_spoiled_batch_is_skipped_and_counted(small_config, monkeypatch):
-    monkeypatch.setattr("openpi_b1k.training.start.Model", LinearModel)
+    monkeypatch.setattr("openpi_b1k.training.start.Model", OneLayer)
     following = Loader.__next__
     taken = []
 
