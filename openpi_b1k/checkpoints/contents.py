@@ -186,8 +186,8 @@ def read_config(checkpoint: pathlib.Path) -> TrainConfig:
         ValueError: its config is not of this version.
     """
     path = checkpoint / CONFIG_FILE
-    if not path.is_file() and completed_checkpoints(checkpoint):
-        raise FileNotFoundError(f"no config at {path}: {which_checkpoint(checkpoint)}")
+    if completed_checkpoints(checkpoint):  # a run's directory has a config, too
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint: {which_checkpoint(checkpoint)}")
     return serialize.read(path)
 
 
