@@ -13,7 +13,13 @@ from openpi_b1k.checkpoints.rules import flatten
 from openpi_b1k.config.model import GemmaConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.training import trainable
-from openpi_b1k.training.plan_activations import images_per_sample, model_of, points_per_sample, prefix_tokens
+from openpi_b1k.training.plan_activations import (
+    images_per_sample,
+    model_of,
+    patches_per_image,
+    points_per_sample,
+    prefix_tokens,
+)
 
 UPSTREAM = {
     "vision": (),
@@ -98,8 +104,3 @@ def _attention(config: TrainConfig, trained_parts: set[str]) -> float:
 
 def _heads_width(gemma: GemmaConfig) -> int:
     return gemma.num_heads * gemma.head_dim
-
-
-def patches_per_image(config: TrainConfig) -> int:
-    """Returns how many tokens an image becomes."""
-    return (config.model.image_size // config.model.vision.patch_size) ** 2

@@ -27,6 +27,7 @@ from openpi_b1k.training.plan_activations import (
     part_memories,
     points_per_sample,
 )
+from openpi_b1k.training.window import STEPS_IN_FLIGHT
 
 GB = 1e9
 MARGIN = 0.05
@@ -40,8 +41,6 @@ LAYER_FORWARD = 0.4
 """The same for a layer without a backward pass: 0.32 to 0.33 as measured there."""
 KERNEL_COPIES = 3
 """Of a layer's kernels in the activations' type: its own, the next one's, which is gathered meanwhile, its gradient."""
-STEPS_IN_FLIGHT = 2
-"""Steps that are dispatched ahead, each with its batch."""
 
 
 @dataclasses.dataclass(frozen=True)

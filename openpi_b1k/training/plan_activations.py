@@ -188,10 +188,15 @@ def images_per_sample(config: TrainConfig) -> int:
     return len(config.data.cameras) + ("segmentation" in config.data.modalities)
 
 
+def patches_per_image(config: TrainConfig) -> int:
+    """Returns how many tokens an image becomes."""
+    return (config.model.image_size // config.model.vision.patch_size) ** 2
+
+
 def prefix_tokens(config: TrainConfig) -> int:
     """Returns the length of the prefix: patches of all images, groups of points, prompt."""
     model = config.model
-    patches = (model.image_size // model.vision.patch_size) ** 2
+    patches = patches_per_image(config)
     points = NUM_POINT_GROUPS if model.point_clouds else 0
     return images_per_sample(config) * patches + points + model.max_prompt_tokens
 
