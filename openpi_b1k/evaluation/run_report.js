@@ -131,7 +131,8 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     };
     legend.append(button);
   }
-  let width = 0; // drawing changes a figure's height, which is no reason to draw again
+  redraw(); // at once, so that a page that is printed or saved early has its curves
+  let width = figure.clientWidth; // drawing changes a figure's height, which is no reason to draw again
   new ResizeObserver(() => {
     if (width === figure.clientWidth) return;
     width = figure.clientWidth;
