@@ -15,7 +15,8 @@ PACKAGE = "openpi_b1k"
 
 # Room -> rooms it may import. A room is a folder of the package, or a module directly in it.
 PLAIN = {
-    "paths": set(),
+    "downloads": set(),
+    "paths": {"downloads"},
     "metrics": set(),
     "config": set(),
     "robots": {"config"},
@@ -36,7 +37,8 @@ ROOMS = {
     "checkpoints": {*SHARED, "transforms"},
     "training": {*SHARED, "data", "models", "checkpoints"},
     "serving": {*SHARED, "transforms", "models", "checkpoints"},
-    "pytorch": {*SHARED, "models", "checkpoints"},
+    "pytorch": {*SHARED, "transforms", "checkpoints", "serving"},
+    "conversion": {*SHARED, "transforms", "models", "checkpoints", "serving", "pytorch"},
     "evaluation": {*SHARED, "transforms", "sample", "data", "models", "checkpoints", "serving"},
     "curation": {*SHARED, "transforms", "data"},
     "benchmarks": {*SHARED, "transforms", "sample", "data", "curation"},
@@ -144,7 +146,11 @@ def test_a_room_imports_only_rooms_below(module):
 def test_who_may_import_jax_and_torch(module):
     if module.room in PLAIN:
         assert not module.foreign & JAX
-    if module.room != "pytorch":
+    if module.room == "pytorch":
+        assert not module.foreign & JAX
+    elif module.room == "conversion":  # where both models meet
+        assert module.foreign & TORCH <= {"torch"}
+    else:
         assert not module.foreign & TORCH
     assert not module.foreign & NOWHERE
 
@@ -209,3 +215,10 @@ def test_the_plain_rooms_load_no_jax():
     loaded = loaded_after([module.name for module in LIBRARY if module.room in PLAIN])
     assert {PACKAGE, "av", "pyarrow"} <= loaded
     assert not loaded & (JAX | TORCH)
+
+
+def test_what_torch_serves_with_loads_no_jax():
+    pytest.importorskip("torch")
+    loaded = loaded_after([module.name for module in LIBRARY if module.room == "pytorch"])
+    assert {PACKAGE, "torch"} <= loaded
+    assert not loaded & JAX

@@ -15,6 +15,8 @@ import huggingface_hub
 import pytest
 
 from openpi_b1k import paths
+from openpi_b1k.downloads import http as http_downloads
+from openpi_b1k.downloads import record
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -24,9 +26,12 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.sent: list[tuple[str, int, int]] = []
+        """Object, first byte and end of each reply."""
         self.broken: set[str] = set()
         self.damaged: set[str] = set()
         self.forbidden = False
+        self.etags = True
         self.page_size = 2
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -65,14 +70,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return base64.b64encode(hashlib.md5(self.server.objects[name]).digest()).decode()
 
     def reply(self, content: bytes, name: str | None = None) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        start = 0
+        if self.server.etags and self.headers.get("If-Range") == etag:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
         if name is not None:
             self.send_header("x-goog-hash", f"crc32c=AAAAAA==,md5={self.md5(name)}")
+            if self.server.etags:
+                self.send_header("ETag", etag)
         self.end_headers()
         if name in self.server.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        self.wfile.write(content[: len(content) // 2] if name in self.server.broken else content)
+        end = (start + len(content)) // 2 if name in self.server.broken else len(content)
+        self.wfile.write(content[start:end])
+        if name is not None:
+            self.server.sent.append((name, start, end))
 
 
 @pytest.fixture
@@ -87,13 +101,18 @@ def server():
 
 
 @pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("openpi_b1k.downloads.http.PAUSE_S", 0)
+
+
+@pytest.fixture(autouse=True)
 def cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     monkeypatch.setenv("OPENPI_B1K_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def left_over(cache: pathlib.Path) -> list[str]:
-    files = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith((".lock", ".record.json"))]
     return sorted(str(path.relative_to(cache)) for path in files)
 
 
@@ -176,17 +195,76 @@ def test_a_file_of_a_directory_does_not_stand_for_the_directory(server):
 
 
 @pytest.mark.parametrize("defect", ["broken", "damaged"])
-def test_a_bad_download_leaves_nothing(server, cache, defect):
-    server.objects = {"file": b"content"}
+def test_a_bad_download_without_etags_leaves_nothing(server, cache, defect):
+    server.objects, server.etags = {"file": b"content"}, False
     getattr(server, defect).add("file")
-    reason = {"broken": "broke off after 3 of 7 bytes|IncompleteRead", "damaged": "its MD5 differs"}[defect]
+    reason = {"broken": "broke off after 3 of 7 bytes|IncompleteRead", "damaged": "its MD5 or its size differs"}[defect]
     with pytest.raises(ConnectionError, match=reason) as caught:
         paths.fetch("gs://bucket/file", gcs_host=server.url)
+    assert "scripts/fetch_weights.py gs://bucket/file --export weights.tar" in str(caught.value)
     assert f"put it at {cache}/gs/bucket+file by hand" in str(caught.value)
     assert "OPENPI_B1K_CACHE" in str(caught.value)
     assert left_over(cache) == []
     server.broken = server.damaged = set()
     assert paths.fetch("gs://bucket/file", gcs_host=server.url).read_bytes() == b"content"
+
+
+def test_a_file_goes_on_where_it_broke_off(server, cache):
+    content = bytes(range(200)) * 16
+    server.objects, server.broken = {"file": content}, {"file"}
+    with pytest.raises(ConnectionError, match=r"broke off after \d+ of 3200 bytes|IncompleteRead"):
+        paths.fetch("gs://bucket/file", gcs_host=server.url)
+    assert server.sent == [("file", 0, 1600), ("file", 1600, 2400), ("file", 2400, 2800), ("file", 2800, 3000)]
+    assert (cache / "gs/bucket+file.partial.download").read_bytes() == content[:3000]
+    server.broken, server.sent[:] = set(), []
+    path = paths.fetch("gs://bucket/file", gcs_host=server.url)
+    assert server.sent == [("file", 3000, 3200)]
+    assert path.read_bytes() == content
+    assert left_over(cache) == ["gs/bucket+file"]
+
+
+@pytest.mark.parametrize("change", ["content", "etags"])
+def test_a_file_that_has_changed_or_cannot_be_continued_starts_again(server, change):
+    server.objects, server.broken = {"file": b"old content"}, {"file"}
+    with pytest.raises(ConnectionError):
+        paths.fetch("gs://bucket/file", gcs_host=server.url)
+    server.broken, server.sent[:] = set(), []
+    if change == "content":
+        server.objects = {"file": b"new contents"}
+    else:
+        server.etags = False
+    path = paths.fetch("gs://bucket/file", gcs_host=server.url)
+    assert path.read_bytes() == server.objects["file"]
+    assert server.sent == [("file", 0, len(server.objects["file"]))]
+
+
+def test_what_was_damaged_on_the_way_is_fetched_again(server, cache):
+    server.objects, server.damaged = {"file": b"content"}, {"file"}
+    with pytest.raises(ConnectionError, match="its MD5 or its size differs"):
+        paths.fetch("gs://bucket/file", gcs_host=server.url)
+    assert [start for _, start, _ in server.sent] == [0, 0, 0, 0]
+    assert left_over(cache) == []
+
+
+def test_an_interrupted_directory_keeps_what_arrived_and_stops_the_rest(server, cache, monkeypatch):
+    server.objects = {f"dir/{number}": b"x" * 10 for number in range(20)}
+    received = http_downloads._receive  # noqa: SLF001  # where a signal would hit
+    monkeypatch.setattr(http_downloads, "AT_ONCE", 1)
+
+    def interrupted(file, *args):
+        if file.path == "13":
+            raise KeyboardInterrupt
+        received(file, *args)
+
+    monkeypatch.setattr(http_downloads, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        paths.fetch("gs://bucket/dir", gcs_host=server.url)
+    arrived = [name for name in left_over(cache) if not name.endswith((".download", ".etag"))]
+    assert 0 < len(arrived) < 20
+    monkeypatch.setattr(http_downloads, "_receive", received)
+    server.sent.clear()
+    assert len(list(paths.fetch("gs://bucket/dir", gcs_host=server.url).iterdir())) == 20
+    assert len(server.sent) == 20 - len(arrived)
 
 
 def test_a_directory_goes_on_where_it_broke_off(server, cache):
@@ -201,6 +279,17 @@ def test_a_directory_goes_on_where_it_broke_off(server, cache):
     assert {file.name: file.read_bytes() for file in path.iterdir()} == {"a": b"aaaa", "b": b"bbbb", "c": b"cccc"}
     assert "/bucket/dir/b" in server.requests
     assert "/bucket/dir/a" not in server.requests
+
+
+def test_a_download_leaves_a_record_of_its_files(server, cache):
+    server.objects = {"dir/a": b"1", "dir/sub/b": b"22"}
+    path = paths.fetch("gs://bucket/dir", gcs_host=server.url)
+    (entry,) = record.entries(cache)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in (("a", b"1"), ("sub/b", b"22"))}
+    assert entry.path == path
+    assert entry.record == record.Record(
+        "gs://bucket/dir", {"a": record.FileRecord(1, digests["a"]), "sub/b": record.FileRecord(2, digests["sub/b"])}
+    )
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/none", "gs://bucket", "HOST/bucket/none"])
@@ -225,7 +314,7 @@ def test_http_files(server):
     assert paths.fetch(f"{server.url}/bucket/x.model").read_bytes() == b"content"
     server.damaged = {"y.model"}
     server.objects["y.model"] = b"content"
-    with pytest.raises(ConnectionError, match="its MD5 differs"):
+    with pytest.raises(ConnectionError, match="its MD5 or its size differs"):
         paths.fetch(f"{server.url}/bucket/y.model")
 
 
@@ -272,10 +361,14 @@ class Hub:
     def __init__(self, files: dict[str, str]) -> None:
         self.files, self.asked = files, []
         self.delivers = 99
+        self.digests: dict[str, str] = {}
 
-    def repo_info(self, repository: str, *, repo_type: str, revision: str | None) -> types.SimpleNamespace:
+    def repo_info(self, repository, *, repo_type, revision, files_metadata) -> types.SimpleNamespace:
+        assert files_metadata
         self.asked.append((repository, repo_type, revision))
-        return types.SimpleNamespace(sha="f00", siblings=[types.SimpleNamespace(rfilename=name) for name in self.files])
+        large = {name: types.SimpleNamespace(sha256=digest) for name, digest in self.digests.items()}
+        siblings = [types.SimpleNamespace(rfilename=name, lfs=large.get(name)) for name in self.files]
+        return types.SimpleNamespace(sha="f00", siblings=siblings)
 
     def snapshot_download(self, repository, *, repo_type, revision, allow_patterns, local_dir) -> None:
         self.asked.append((repository, repo_type, revision))
@@ -324,6 +417,15 @@ def test_hugging_face_refusals(hub, cache):
     with pytest.raises(ConnectionError, match=r"could not download hf://org/name/params: 1 of 2 files did not arrive"):
         paths.fetch("hf://org/name/params")
     assert not paths.cache_path("hf://org/name/params").exists()
+
+
+def test_what_the_hub_says_of_large_files_is_checked(hub, cache):
+    hub.digests = {"params/a": hashlib.sha256(b"1").hexdigest(), "params/sub/b": hashlib.sha256(b"3").hexdigest()}
+    with pytest.raises(ConnectionError, match=r"1 files arrived damaged, such as 'sub/b'"):
+        paths.fetch("hf://org/name/params")
+    assert left_over(cache) == []
+    hub.digests["params/sub/b"] = hashlib.sha256(b"2").hexdigest()
+    assert paths.fetch("hf://org/name/params").is_dir()
 
 
 PROBE = """

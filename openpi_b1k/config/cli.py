@@ -23,6 +23,20 @@ def load_recipes(package: ModuleType) -> dict[str, tuple[TrainConfig, str]]:
     return recipes
 
 
+def addresses(package: ModuleType, name: str) -> list[str]:
+    """Returns the addresses of the weights and tokenizers that a recipe would download.
+
+    Raises:
+        ValueError: there is no such recipe.
+    """
+    recipes = load_recipes(package)
+    if name not in recipes:
+        raise ValueError(f"no recipe {name!r}; recipes: {', '.join(recipes)}")
+    config, _ = recipes[name]
+    found = [config.weights, *(source.transforms.tokenizer for source in config.data.sources)]
+    return [address for address in dict.fromkeys(found) if "://" in address]
+
+
 def parse(package: ModuleType, args: Sequence[str] | None = None) -> TrainConfig:
     """Returns the config a command line asks for; prints help or a refusal and exits where it asks for none."""
     args = list(sys.argv[1:] if args is None else args)
