@@ -3,7 +3,7 @@
 `<completed steps>/` has
 `params/`: the weights to act with, `train_state/`: what training needs besides, `lora/`: adapters, if any (Orbax);
 `config.json`: the run's TrainConfig, and `checkpoint.json`: CheckpointInfo;
-`adapter.json`: what is in `lora/`, see `adapters.py`;
+`adapter.json`: what is in `lora/`, see `adapter_info.py`;
 `manifest.json`: what the arrays' files must be, see `verification.py`;
 `assets/behavior-1k/<generation>-challenge-demos/norm_stats.json`, which is where openpi looks for it;
 `assets/prompts.json` and `assets/tokenizer.model`.
@@ -22,10 +22,9 @@ import re
 import subprocess
 import time
 
-import jax
 import pydantic
 
-from openpi_b1k.checkpoints import adapters
+from openpi_b1k.checkpoints import adapter_info
 from openpi_b1k.config import serialize
 from openpi_b1k.config.model import FORBID_EXTRA
 from openpi_b1k.config.train import TrainConfig
@@ -96,7 +95,8 @@ class CheckpointInfo:
     """Of the held-out episodes at this step, None where one was no number; empty if there was no look at them."""
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     """Devices along each axis of the mesh it was saved on; it can be read onto any other."""
-    process_count: int = dataclasses.field(default_factory=jax.process_count)
+    process_count: int = 1
+    """Processes of the run that saved it."""
     package_versions: dict[str, str] = dataclasses.field(default_factory=package_versions)
     schema_version: int = SCHEMA_VERSION
 
@@ -140,7 +140,7 @@ def files(config: TrainConfig, info: CheckpointInfo, assets: Assets) -> dict[str
         norm_stats_file(config): norm_stats,
     }
     encoded = {path: text.encode() for path, text in texts.items()}
-    return encoded | {TOKENIZER_FILE: assets.tokenizer} | adapters.files(config)
+    return encoded | {TOKENIZER_FILE: assets.tokenizer} | adapter_info.files(config)
 
 
 def with_metrics(files: dict[str, bytes], metrics: dict[str, float]) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -41,12 +42,30 @@ def read(directory: pathlib.Path, abstract: PyTree, *, is_partial: bool = False)
     """
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=is_partial)
-    largest = max((num_bytes(leaf) for leaf in jax.tree.leaves(shapes(directory))), default=0)
-    at_once = RESERVE * max(largest, READ_AT_ONCE) / 1e9
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=at_once)  # type: ignore[arg-type]  # used as a factor
-    return handler.restore(epath.Path(directory.absolute()), args=args)
+    return _handler(directory).restore(epath.Path(directory.absolute()), args=args)
 
 
 def num_bytes(leaf: Any) -> int:  # Any: an array, or its abstract value
     """Returns the bytes of one array, all its shards together, each part counted once."""
     return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def read_host(directory: pathlib.Path, abstract: PyTree) -> Any:  # Any: a tree like `abstract`
+    """Returns some of the arrays stored in `directory`, whole and as stored, in this process's memory.
+
+    Args:
+        directory: an Orbax item.
+        abstract: the part of its tree to read, each leaf a ShapeDtypeStruct as `shapes` gives it.
+    """
+    restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), abstract)
+    return _handler(directory).restore(
+        epath.Path(directory.absolute()),
+        args=ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True),
+    )
+
+
+def _handler(directory: pathlib.Path) -> ocp.PyTreeCheckpointHandler:
+    """Returns what reads an item, and reads at once no more than READ_AT_ONCE or its largest array."""
+    largest = max((num_bytes(leaf) for leaf in jax.tree.leaves(shapes(directory))), default=0)
+    at_once = RESERVE * max(largest, READ_AT_ONCE) / 1e9
+    return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=at_once)  # type: ignore[arg-type]  # used as a factor

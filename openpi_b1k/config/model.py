@@ -104,8 +104,11 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """pi0.5: SigLIP and Gemma read images and prompt, a smaller Gemma turns noise into an action chunk."""
+    """pi0.5 or pi0: SigLIP and Gemma read images and prompt, a smaller Gemma turns noise into an action chunk."""
 
+    kind: Literal["pi05", "pi0"] = "pi05"
+    """pi05 reads the state in its prompt and the flow time through adaptive norms; pi0 has a token for the state, mixes
+    the time into each action's token, and has plain norms."""
     vision: SiglipConfig = SIGLIP_SO400M
     vlm: GemmaConfig = GEMMA_2B
     action_expert: GemmaConfig = GEMMA_300M
@@ -130,6 +133,11 @@ class ModelConfig:
     lora: LoraConfig = LoraConfig()
 
     __pydantic_config__ = FORBID_EXTRA
+
+    @property
+    def state_in_prompt(self) -> bool:
+        """Whether the prompt tells the state, rather than a token of its own."""
+        return self.kind == "pi05"
 
     def __post_init__(self) -> None:
         require_positive(self)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from openpi_b1k import paths
+from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.data import norm_stats, random_samples
 from openpi_b1k.data.mixture import Dataset, Mixture, Source
@@ -69,7 +70,7 @@ def open_training_data(config: TrainConfig) -> TrainingData:
     num_readers = jax.process_count() * max(config.data.num_workers, 1)
     opened = [open_source(source, config, num_readers) for source in config.data.sources]
     for source, tokenizer in zip(opened, tokenizers, strict=True):
-        check_prompts(tokenizer, source, config.model.max_prompt_tokens)
+        check_prompts(tokenizer, source, config.model)
     statistics = _statistics(config, opened)
     drawn = []
     for source, stats, tokenizer in zip(opened, statistics, tokenizers, strict=True):
@@ -88,7 +89,7 @@ def open_training_data(config: TrainConfig) -> TrainingData:
     )
 
 
-def check_prompts(tokenizer: Tokenizer, source: OpenedSource, max_tokens: int) -> None:
+def check_prompts(tokenizer: Tokenizer, source: OpenedSource, model: ModelConfig) -> None:
     """Refuses prompts that are or could become too long.
 
     Raises:
@@ -99,7 +100,8 @@ def check_prompts(tokenizer: Tokenizer, source: OpenedSource, max_tokens: int) -
         for task, wordings in source.wordings.items()
         for i, wording in enumerate(wordings)
     }
-    tokenizer.check_prompts(named, source.robot.state.size, max_tokens)
+    num_state = source.robot.state.size if model.state_in_prompt else None
+    tokenizer.check_prompts(named, num_state, model.max_prompt_tokens)
 
 
 def _statistics(config: TrainConfig, opened: Sequence[OpenedSource]) -> list[NormStats]:

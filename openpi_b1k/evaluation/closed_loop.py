@@ -18,8 +18,9 @@ from openpi_b1k.checkpoints.params import WeightsKind
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.sample.environment import SampleEnvironment, mean_demonstration
 from openpi_b1k.sample.world import GOALS, MAX_STEPS
+from openpi_b1k.serving import jax_backend
 from openpi_b1k.serving.policy import Policy, dense
-from openpi_b1k.serving.sessions import raw_sample
+from openpi_b1k.serving.requests import raw_sample
 
 Ablation = Literal["none", "prompt", "images", "weights", "demonstration"]
 
@@ -76,7 +77,7 @@ def evaluate(
     Raises:
         ValueError: the checkpoint was not trained on the sample world, or a number is out of range.
     """
-    policy = Policy.load(checkpoint, seed, weights_kind)
+    policy = jax_backend.load(checkpoint, seed, weights_kind)
     if policy.config.data.source != "sample":
         raise ValueError(
             f"{checkpoint} was trained on data source {policy.config.data.source!r}; the sample world can only play "
@@ -97,7 +98,9 @@ def evaluate(
             f"{checkpoint} was not trained on {', '.join(untrained)}; all tasks of the sample world are played"
         )
     if ablate == "weights":
-        policy.replace_params(jax.jit(Model(dense(policy.config.model)).init_params)(jax.random.key(seed)))
+        model = dense(policy.config.model)
+        random = jax.jit(Model(model).init_params)(jax.random.key(seed))
+        policy.backend = jax_backend.JaxBackend(model, random, seed)
     environments = [SampleEnvironment(policy.config.data.generation, seed, episode) for episode in range(episodes)]
     play(environments, chunk_source(policy, ablate), execution_horizon)
     outcomes = tuple(

@@ -7,6 +7,7 @@ array by far.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from openpi_b1k.typing import Array, Bool, Float, Int, typecheck
 
@@ -18,8 +19,10 @@ MASKED_SCORE = -2.3819763e38  # as Gemma's: finite, so that a row with nothing t
 def rotate(x: Float[Array, "b *f t k h"], positions: Int[Array, "b t"]) -> Float[Array, "b *f t k h"]:
     """Returns `x` with rotary position embedding, computed in float32. Source: openpi `models/gemma.py`."""
     half = x.shape[-1] // 2
-    wavelength = ROPE_MAX_WAVELENGTH ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None, None].astype(jnp.float32) / wavelength
+    # Rounded once, and multiplied with: libraries differ in float32 powers, compilers in how they divide by a constant,
+    # and at position 968 a last bit turns a pair by 6e-5 rad.
+    frequency = (ROPE_MAX_WAVELENGTH ** (-np.arange(half) / half)).astype(np.float32)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
     angle = angle.reshape(angle.shape[0], *[1] * (x.ndim - 4), *angle.shape[1:])
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

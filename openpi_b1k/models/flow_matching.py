@@ -1,6 +1,7 @@
 """Flow matching as pure functions: path, times, masked loss, Euler integration. Time 1 is noise, 0 the action."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,23 @@ from openpi_b1k.typing import Array, Bool, Float, PRNGKeyArray, typecheck
 
 MIN_TIME, TIME_RANGE = 0.001, 0.999
 TIME_BETA = 1.5  # time follows Beta(1.5, 1) within its range: noisy times are drawn more often
+
+Velocity = Callable[[Float[Array, "b ah ad"], Float[Array, ""]], Float[Array, "b ah ad"]]
+"""From noisy actions and their flow time to the velocity."""
+
+
+class Guide(Protocol):
+    """Leads the integration of a chunk towards actions that are known: `realtime`, `inpainting`."""
+
+    def velocity(self, velocity: Velocity) -> Velocity:
+        """Returns the velocity to follow instead."""
+        ...
+
+    def after_step(
+        self, noisy_actions: Float[Array, "b ah ad"], noise: Float[Array, "b ah ad"], time: Float[Array, ""]
+    ) -> Float[Array, "b ah ad"]:
+        """Returns the noisy actions to go on with; `time` is theirs, `noise` what the integration started from."""
+        ...
 
 
 @typecheck
@@ -62,15 +80,17 @@ def masked_mean_loss(
 
 
 def integrate(
-    velocity: Callable[[Float[Array, "b ah ad"], Float[Array, ""]], Float[Array, "b ah ad"]],
+    velocity: Velocity,
     noise: Float[Array, "b ah ad"],
     *,
     num_flow_steps: int,
+    guide: Guide | None = None,
 ) -> Float[Array, "b ah ad"]:
     """Returns actions: `num_flow_steps` equal Euler steps of `velocity(noisy_actions, time)` from time 1 to 0.
 
     Steps are counted as integers, so that their number never depends on rounding; time is summed in float32 as
-    openpi sums it, because the time embedding tells the last bit of it apart.
+    openpi sums it, because the time embedding tells the last bit of it apart. A guide changes the velocity, and the
+    noisy actions after each step; without one nothing changes.
 
     Raises:
         ValueError: fewer than one step is asked for.
@@ -79,9 +99,12 @@ def integrate(
         raise ValueError(f"num_flow_steps must be at least 1; got {num_flow_steps}")
 
     step_size = jnp.float32(-1.0 / num_flow_steps)
+    if guide is not None:
+        velocity = guide.velocity(velocity)
 
     def step(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         noisy_actions, time = state
-        return noisy_actions + step_size * velocity(noisy_actions, time), time + step_size
+        noisy_actions, time = noisy_actions + step_size * velocity(noisy_actions, time), time + step_size
+        return noisy_actions if guide is None else guide.after_step(noisy_actions, noise, time), time
 
     return jax.lax.fori_loop(0, num_flow_steps, step, (noise, jnp.float32(1.0)))[0]

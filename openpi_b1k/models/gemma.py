@@ -15,6 +15,7 @@ from openpi_b1k.models import attention
 from openpi_b1k.models.layers import (
     Adaptable,
     AdaptiveRMSNorm,
+    ExpertNorm,
     Initializer,
     Remat,
     RMSNorm,
@@ -138,9 +139,18 @@ class Vlm(nnx.Module):
         self.layers = stack_layers(lambda keys: VlmLayer(config, adapter, rngs=keys), config.depth, rngs)
         self.final_norm = RMSNorm(config.width, rngs=rngs)  # part of the checkpoint; nothing reads its output
 
-    @typecheck
     def keys_values(self, prefix: TokenGroup, *, remat: Remat) -> KeysValues:
         """Returns the keys and values of every layer. What follows them in the last layer is not computed."""
+        return self.run(prefix, remat=remat, skip_last=True)[1]
+
+    @typecheck
+    def run(
+        self, prefix: TokenGroup, *, remat: Remat, skip_last: bool = False
+    ) -> tuple[Float[Array, "b t d"], KeysValues]:
+        """Returns the prefix tokens after every layer, without the final norm, and every layer's keys and values.
+
+        With `skip_last` the tokens are those before the last layer.
+        """
         mask = attention_mask(prefix.mask, prefix.starts_block)
         where = positions(prefix.mask)
 
@@ -155,22 +165,22 @@ class Vlm(nnx.Module):
 
             return (keys, values), next_x
 
-        return run_layers(self.layers, body, prefix.tokens, remat=remat, skip_last=True)[1]
+        return run_layers(self.layers, body, prefix.tokens, remat=remat, skip_last=skip_last)
 
 
 class ExpertLayer(nnx.Module):
-    """A Gemma layer whose norms and residual gates follow the flow time."""
+    """A Gemma layer whose norms give gates for what is added; both follow a condition if the norms are adaptive."""
 
-    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, *, rngs: nnx.Rngs):
-        self.pre_attention_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
+    def __init__(self, config: GemmaConfig, adapter: AdapterConfig, norm: ExpertNorm, *, rngs: nnx.Rngs):
+        self.pre_attention_norm = norm(config.width, rngs=rngs)
         self.attn = Attention(config, adapter, rngs=rngs)
-        self.pre_mlp_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
+        self.pre_mlp_norm = norm(config.width, rngs=rngs)
         self.mlp = Mlp(config, adapter, rngs=rngs)
 
 
 @typecheck
 def add_gated(
-    x: Float[Array, "b f t d"], update: Float[Array, "b f t d"], gate: Float[Array, "b f 1 d"]
+    x: Float[Array, "b f t d"], update: Float[Array, "b f t d"], gate: Float[Array, "#b #f 1 #d"]
 ) -> Float[Array, "b f t d"]:
     """Returns `x + gate * update`, computed in float32, in the type of `x`."""
     return (x.astype(jnp.float32) + gate * update.astype(jnp.float32)).astype(x.dtype)
@@ -179,21 +189,28 @@ def add_gated(
 class ActionExpert(nnx.Module):
     """Gemma over the suffix, several flow samples at a time."""
 
-    def __init__(self, config: GemmaConfig, adapter: AdapterConfig = NO_ADAPTER, *, rngs: nnx.Rngs):
-        self.layers = stack_layers(lambda keys: ExpertLayer(config, adapter, rngs=keys), config.depth, rngs)
-        self.final_norm = AdaptiveRMSNorm(config.width, rngs=rngs)
+    def __init__(
+        self,
+        config: GemmaConfig,
+        adapter: AdapterConfig = NO_ADAPTER,
+        norm: ExpertNorm = AdaptiveRMSNorm,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.layers = stack_layers(lambda keys: ExpertLayer(config, adapter, norm, rngs=keys), config.depth, rngs)
+        self.final_norm = norm(config.width, rngs=rngs)
 
     @typecheck
     def __call__(
         self,
         suffix: TokenGroup,
-        condition: Float[Array, "b f d"],
+        condition: Float[Array, "b f c"],
         prefix_keys_values: KeysValues,
         prefix_mask: Bool[Array, "b t"],
         *,
         remat: Remat,
     ) -> Float[Array, "b f a d"]:
-        """Returns the suffix tokens [b, f, a, d] after every layer and the final norm."""
+        """Returns the suffix tokens [b, f, a, d] after every layer and the final norm; fixed norms need c = 0 only."""
         own_mask = attention_mask(suffix.mask, suffix.starts_block)
         num_suffix, num_prefix = suffix.mask.shape[1], prefix_mask.shape[1]
         to_prefix = jnp.broadcast_to(prefix_mask[:, None, :], (prefix_mask.shape[0], num_suffix, num_prefix))

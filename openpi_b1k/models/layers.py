@@ -150,6 +150,19 @@ class RMSNorm(nnx.Module):
         return (rms_normalize(x) * (1 + self.scale[...])).astype(x.dtype)
 
 
+class FixedRMSNorm(nnx.Module):
+    """Gemma's RMS norm in an adaptive one's place: the same whatever the condition, and its gate is open."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.scale = parameter(rngs, zeros, (width,), ("norm",))
+
+    def __call__(
+        self, x: Float[Array, "b f t d"], condition: Float[Array, "b f c"]
+    ) -> tuple[Float[Array, "b f t d"], Float[Array, "1 1 1 1"]]:
+        """Returns `x` normalised, in its type, and a float32 gate of one."""
+        return (rms_normalize(x) * (1 + self.scale[...])).astype(x.dtype), jnp.ones((1, 1, 1, 1), jnp.float32)
+
+
 class AdaptiveRMSNorm(nnx.Module):
     """RMS norm whose scale, shift and residual gate are a linear function of a condition; all zero at first."""
 
@@ -163,6 +176,9 @@ class AdaptiveRMSNorm(nnx.Module):
         modulation = self.modulation(condition.astype(jnp.float32))[:, :, None, :]
         scale, shift, gate = jnp.split(modulation, 3, axis=-1)
         return (rms_normalize(x) * (1 + scale) + shift).astype(x.dtype), gate
+
+
+ExpertNorm = type[AdaptiveRMSNorm] | type[FixedRMSNorm]
 
 
 def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:

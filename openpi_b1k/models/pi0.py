@@ -1,4 +1,4 @@
-"""pi0.5: images and prompt to keys and values, noise and time to a velocity, and from these a loss or an action chunk.
+"""pi0.5 and pi0: images and prompt to keys and values, noise and time to a velocity, and so a loss or an action chunk.
 
 The prefix never sees the suffix, so its keys and values are computed once for all flow samples and Euler steps.
 """
@@ -17,16 +17,16 @@ from openpi_b1k.models.gemma import ActionExpert, KeysValues, Vlm
 from openpi_b1k.models.layers import Remat
 from openpi_b1k.models.point_cloud import PointNet
 from openpi_b1k.models.siglip import Siglip
-from openpi_b1k.models.suffix import Pi05Suffix
+from openpi_b1k.models.suffix import SUFFIXES
 from openpi_b1k.models.tokens import TokenGroup, concat
 from openpi_b1k.observation import Batch, Observation
 from openpi_b1k.sharding import on_mesh, split_batch
-from openpi_b1k.typing import Array, Bool, Float, Params, PRNGKeyArray, typecheck
+from openpi_b1k.typing import Array, Bool, Float, Params, PRNGKeyArray, UInt8, typecheck
 
 LORA_STREAM = 2**31  # of random numbers: adapters leave those of the other parameters as they are, which count from 0
 
 
-class Pi05(nnx.Module):
+class Network(nnx.Module):
     """The network. Its children name the parameters: vision, vlm, action_expert, suffix, with points point_cloud."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -35,8 +35,9 @@ class Pi05(nnx.Module):
         self.remat: Remat = "none" if config.remat == "auto" else config.remat
         self.vision = Siglip(config.vision, config.image_size, config.vlm.width, lora.vision, rngs=rngs)
         self.vlm = Vlm(config.vlm, config.vocab_size, lora.language, rngs=rngs)
-        self.action_expert = ActionExpert(config.action_expert, lora.action_expert, rngs=rngs)
-        self.suffix = Pi05Suffix(config, rngs=rngs)
+        suffix = SUFFIXES[config.kind]
+        self.action_expert = ActionExpert(config.action_expert, lora.action_expert, suffix.expert_norm, rngs=rngs)
+        self.suffix = suffix(config, rngs=rngs)
         if config.point_clouds:  # drawn last: the other parameters are those of the same seed without it
             self.point_cloud = PointNet(config.vlm.width, rngs=rngs)
 
@@ -46,15 +47,21 @@ class Pi05(nnx.Module):
         Raises:
             ValueError: the observation has a point cloud and the model cannot see it, or the other way round.
         """
-        cameras = sorted(observation.images)  # jit sorts a dict's keys, so any other order would depend on the caller
-        images = jnp.stack([observation.images[name] for name in cameras], axis=1)
-        b, num_cameras = images.shape[:2]
         dtype = jnp.dtype(self.config.dtype)
-        tokens = self.vision(images.reshape(b * num_cameras, *images.shape[2:]), dtype=dtype, remat=self.remat)
-        num_tokens = tokens.shape[1]
-        tokens = tokens.reshape(b, num_cameras * num_tokens, tokens.shape[-1])
-        masks = jnp.stack([observation.image_masks[name] for name in cameras], axis=1)
+        return self.prefix_of(self.vision(all_images(observation), dtype=dtype, remat=self.remat), observation)
+
+    def prefix_of(self, image_tokens: Float[Array, "images t d"], observation: Observation) -> TokenGroup:
+        """Returns the prefix, given the tokens of `all_images`.
+
+        Raises:
+            ValueError: as `embed_prefix`.
+        """
+        _, num_tokens, width = image_tokens.shape
+        masks = jnp.stack([observation.image_masks[name] for name in sorted(observation.images)], axis=1)
+        b, num_cameras = masks.shape
+        tokens = image_tokens.reshape(b, num_cameras * num_tokens, width)
         seen = TokenGroup(tokens, jnp.repeat(masks, num_tokens, axis=1), (False,) * tokens.shape[1])
+        dtype = jnp.dtype(self.config.dtype)
         prompt = self.vlm.embedder(observation.prompt_tokens).astype(dtype)
         groups = [seen, TokenGroup(prompt, observation.prompt_mask, (False,) * prompt.shape[1])]
         groups[1:1] = self._embed_points(observation, dtype)
@@ -84,12 +91,20 @@ class Pi05(nnx.Module):
         self,
         keys_values: KeysValues,
         prefix_mask: Bool[Array, "b t"],
+        state: Float[Array, "b ad"],
         noisy_actions: Float[Array, "b f ah ad"],
         time: Float[Array, "b f"],
-    ) -> Float[Array, "b f ah d"]:
-        """Returns what the action expert makes of `f` noisy chunks per observation."""
-        suffix, condition = self.suffix.embed(noisy_actions, time, dtype=jnp.dtype(self.config.dtype))
+    ) -> Float[Array, "b f a d"]:
+        """Returns what the action expert makes of `f` noisy chunks per observation: all tokens of the suffix."""
+        suffix, condition = self.suffix.embed(state, noisy_actions, time, dtype=jnp.dtype(self.config.dtype))
         return self.action_expert(suffix, condition, keys_values, prefix_mask, remat=self.remat)
+
+
+def all_images(observation: Observation) -> UInt8[Array, "images size size 3"]:
+    """Returns the images of all cameras of each observation in turn, cameras by name."""
+    # jit sorts a dict's keys, so any other order would depend on the caller.
+    images = jnp.stack([observation.images[name] for name in sorted(observation.images)], axis=1)
+    return images.reshape(-1, *images.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +119,7 @@ class Model:
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         # Eager sharding off: else flax asks for a mesh wherever a named parameter is created, here as well.
         with nnx.use_eager_sharding(False):
-            return nnx.split(nnx.eval_shape(lambda: Pi05(self.config, rngs=nnx.Rngs(0))))
+            return nnx.split(nnx.eval_shape(lambda: Network(self.config, rngs=nnx.Rngs(0))))
 
     def abstract_params(self) -> Params:
         """Returns the parameters' shapes and types as a nested dict; takes no memory at any size."""
@@ -119,9 +134,9 @@ class Model:
         """Returns random float32 parameters; run it under jit with `out_shardings` to draw them into their shards."""
         with nnx.use_eager_sharding(False):
             rngs = nnx.Rngs(key, lora=jax.random.fold_in(key, LORA_STREAM))
-            return nnx.to_pure_dict(nnx.state(Pi05(self.config, rngs=rngs), nnx.Param))
+            return nnx.to_pure_dict(nnx.state(Network(self.config, rngs=rngs), nnx.Param))
 
-    def network(self, params: Params) -> Pi05:
+    def network(self, params: Params) -> Network:
         """Returns the network holding `params`."""
         return nnx.merge(self._abstract[0], params)
 
@@ -170,9 +185,8 @@ class Model:
         """Returns the float32 velocity of `f` noisy chunks per observation."""
         with on_mesh(self.mesh):
             network = self.network(params)
-            return network.suffix.velocity(
-                network.expert_output(*network.read_prefix(observation), noisy_actions, time)
-            )
+            prefix = network.read_prefix(observation)
+            return network.suffix.velocity(network.expert_output(*prefix, observation.state, noisy_actions, time))
 
     @typecheck
     def sample_actions(
@@ -183,7 +197,8 @@ class Model:
 
         def velocity(noisy_actions: Array, time: Array) -> Array:
             times = jnp.full((noise.shape[0], 1), time)
-            return network.suffix.velocity(network.expert_output(*prefix, noisy_actions[:, None], times))[:, 0]
+            suffix_out = network.expert_output(*prefix, observation.state, noisy_actions[:, None], times)
+            return network.suffix.velocity(suffix_out)[:, 0]
 
         with on_mesh(self.mesh):
             prefix = network.read_prefix(observation)

@@ -101,9 +101,19 @@ class Siglip(nnx.Module):
         self, images: UInt8[Array, "b size size 3"], *, dtype: jnp.dtype, remat: Remat
     ) -> Float[Array, "b t d"]:
         """Returns the tokens of each image, row by row of patches, with activations of type `dtype`."""
+        return self.project(self.run(self.embed(images, dtype=dtype), remat=remat))
+
+    def embed(self, images: UInt8[Array, "b size size 3"], *, dtype: jnp.dtype) -> Float[Array, "b t w"]:
+        """Returns one token per patch, as the first layer reads it; pixels become [-1, 1]."""
         pixels = images.astype(jnp.float32) / 255 * 2 - 1
-        x = (self.embedding(patches(pixels, self.patch_size)) + self.pos_embedding[...]).astype(dtype)
-        x, _ = run_layers(self.layers, lambda layer, x, _: (None, lambda: layer(x)), x, remat=remat)
+        return (self.embedding(patches(pixels, self.patch_size)) + self.pos_embedding[...]).astype(dtype)
+
+    def run(self, x: Float[Array, "b t w"], *, remat: Remat) -> Float[Array, "b t w"]:
+        """Returns the patches after every layer."""
+        return run_layers(self.layers, lambda layer, x, _: (None, lambda: layer(x)), x, remat=remat)[0]
+
+    def project(self, x: Float[Array, "b t w"]) -> Float[Array, "b t d"]:
+        """Returns the last layer's tokens, normalised, in the VLM's width."""
         return self.head(self.final_norm(x))
 
 

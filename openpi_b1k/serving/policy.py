@@ -1,90 +1,60 @@
-"""A policy: raw samples in, action chunks out. Everything it needs comes from a checkpoint directory."""
+"""A policy: raw samples in, action chunks out. All but the network itself, which a backend computes; loads no JAX."""
 
 import dataclasses
-import functools
-import logging
-import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import jax
 import numpy as np
 
-from openpi_b1k.checkpoints import contents
-from openpi_b1k.checkpoints.params import WeightsKind, load_params
+from openpi_b1k.checkpoints.contents import Assets
 from openpi_b1k.config.model import LoraConfig, ModelConfig
 from openpi_b1k.config.train import TrainConfig
-from openpi_b1k.models.pi0 import Model
-from openpi_b1k.observation import Observation
 from openpi_b1k.robots.r1pro import r1pro
-from openpi_b1k.sharding import make_mesh, replicated
 from openpi_b1k.transforms.pipeline import input_pipeline, output_pipeline
 from openpi_b1k.transforms.tokenize import Tokenizer
-from openpi_b1k.typing import Params
 
-logger = logging.getLogger(__name__)
+ModelSample = dict[str, Any]  # Any: arrays, and dicts of them by camera; what `input_pipeline` returns
+
+OBSERVED = ("images", "image_masks", "state", "prompt_tokens", "prompt_mask", "point_cloud")
+"""The fields of a model sample that the network sees: those of `openpi_b1k.observation.Observation`."""
+
+
+class Backend(Protocol):
+    """A network with its parameters and its source of noise."""
+
+    def sample(self, inputs: Sequence[ModelSample]) -> np.ndarray:
+        """Returns one normalised action chunk per model sample, [n, ah, ad], from new noise at every call."""
+        ...
 
 
 class Policy:
-    """Samples action chunks for a batch of environments."""
+    """Samples action chunks for a batch of environments.
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        params: Params,
-        assets: contents.Assets,
-        tokenizer: Tokenizer,
-        *,
-        seed: int = 0,
-    ) -> None:
-        """Compiles nothing yet; the first call of each batch size does.
+    `infer` does it all; servers call its parts, `prepare`, `predict` and `finish`, to time them and to tell which of
+    several samples is at fault.
+    """
+
+    def __init__(self, config: TrainConfig, assets: Assets, tokenizer: Tokenizer, backend: Backend) -> None:
+        """Computes nothing yet.
 
         Args:
-            config: of the run that trained the parameters.
-            params: the model's, under our names.
+            config: of the run that trained the network.
             assets: of the same checkpoint.
             tokenizer: of the same checkpoint.
-            seed: of the noise that sampling starts from.
+            backend: the network.
+
+        Raises:
+            ValueError: config, statistics and tokenizer do not fit together.
         """
         self.config = config
         self.prompts = assets.prompts
         """Task name -> the prompt it was trained with."""
         self.robot = r1pro(config.data.transforms.state_layout)
-        self._params = params
+        self.backend = backend
+        """Acts with another one from the moment it is replaced."""
         transforms, stats = config.data.transforms, assets.norm_stats
         self._inputs = input_pipeline(config.data, config.model, self.robot, stats, tokenizer)
         self._outputs = output_pipeline(transforms, config.model, self.robot, stats)
-        self._sample = compiled_sampler(dense(config.model))
-        self._key = jax.random.key(seed)
-        self._num_calls = 0
-
-    @classmethod
-    def load(cls, checkpoint: pathlib.Path | str, seed: int = 0, weights_kind: WeightsKind = "ema") -> "Policy":
-        """Returns the policy of a checkpoint directory (`.../<completed steps>`).
-
-        Args:
-            checkpoint: the directory.
-            seed: of the noise that sampling starts from.
-            weights_kind: as for `load_params`.
-
-        Raises:
-            FileNotFoundError: the directory, its config or its assets are missing.
-            ValueError: config and weights do not belong together.
-        """
-        checkpoint = pathlib.Path(checkpoint)
-        config, assets = contents.read_config(checkpoint), contents.read_assets(checkpoint)
-        abstract = Model(dense(config.model)).abstract_params()
-        on_first_device = replicated(make_mesh(1, jax.devices()[:1]))
-        shardings = jax.tree.map(lambda _: on_first_device, abstract)
-        params = load_params(checkpoint, abstract, shardings, kind=weights_kind, log_level=logging.DEBUG)
-        tokenizer = Tokenizer(checkpoint / contents.TOKENIZER_FILE)
-        info = contents.read_info(checkpoint)
-        logger.info("policy of %s: %d steps on %s", checkpoint, info.completed_steps, "; ".join(map(str, info.sources)))
-        return cls(config, params, assets, tokenizer, seed=seed)
-
-    def replace_params(self, params: Params) -> None:
-        """Acts with other parameters from now on, of the same shapes."""
-        self._params = params
 
     def infer(self, samples: Sequence[dict[str, Any]]) -> np.ndarray:
         """Returns one action chunk per raw sample, float32 [n, action horizon, 23], in the robot's units.
@@ -93,16 +63,26 @@ class Policy:
             KeyError: a sample lacks a camera, its depth, the prompt or the proprio.
             ValueError: a sample does not fit the robot or the model; the message says how.
         """
-        inputs = [self._inputs(sample) for sample in samples]
-        self._num_calls += 1
-        key = jax.random.fold_in(self._key, self._num_calls)
-        chunks = np.asarray(self._sample(self._params, to_observation(inputs), key))
-        return np.stack(
-            [
-                self._outputs({"actions": chunk, "raw_state": one["raw_state"]})["actions"]
-                for chunk, one in zip(chunks, inputs, strict=True)
-            ]
-        )
+        inputs = [self.prepare(sample) for sample in samples]
+        chunks = self.predict(inputs)
+        return np.stack([self.finish(chunk, one) for chunk, one in zip(chunks, inputs, strict=True)])
+
+    def prepare(self, sample: dict[str, Any]) -> ModelSample:
+        """Returns a raw sample as the network sees it; may be called from several threads.
+
+        Raises:
+            KeyError: as `infer`.
+            ValueError: as `infer`.
+        """
+        return self._inputs(sample)
+
+    def predict(self, inputs: Sequence[ModelSample]) -> np.ndarray:
+        """Returns one normalised chunk per model sample, [n, ah, ad], when all are computed."""
+        return self.backend.sample(inputs)
+
+    def finish(self, chunk: np.ndarray, inputs: ModelSample) -> np.ndarray:
+        """Returns a chunk, float32 [action horizon, 23] in the robot's units, given the model sample it is for."""
+        return self._outputs({"actions": chunk, "raw_state": inputs["raw_state"]})["actions"]
 
 
 def dense(config: ModelConfig) -> ModelConfig:
@@ -110,26 +90,13 @@ def dense(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, lora=LoraConfig())
 
 
-def to_observation(inputs: Sequence[dict[str, Any]]) -> Observation:
-    """Returns model samples as one batched Observation."""
-
-    def stack(*values: np.ndarray) -> np.ndarray:
-        return np.stack(values)
-
-    fields = [field.name for field in dataclasses.fields(Observation)]
-    names = [name for name in fields if name in inputs[0]]
-    return Observation(**jax.tree.map(stack, *[{name: one[name] for name in names} for one in inputs]))
-
-
-@functools.cache
-def compiled_sampler(model_config: ModelConfig) -> Callable:
-    """Returns jitted (params, observation, key) -> normalised chunks [b, ah, ad]."""
-    model = Model(model_config)
-
-    @jax.jit
-    def sample(params: Params, observation: Observation, key: jax.Array) -> jax.Array:
-        shape = (observation.state.shape[0], model_config.action_horizon, model_config.action_dim)
-        noise = jax.random.normal(key, shape)
-        return model.sample_actions(params, observation, noise, num_flow_steps=model_config.num_flow_steps)
-
-    return sample
+def stacked(inputs: Sequence[ModelSample]) -> dict[str, Any]:
+    """Returns what the network sees of the model samples, batched: {field: array, or {camera: array}}."""
+    fields = {}
+    for field in OBSERVED:
+        values = [one[field] for one in inputs if field in one]
+        if values and isinstance(values[0], dict):
+            fields[field] = {name: np.stack([value[name] for value in values]) for name in values[0]}
+        elif values:
+            fields[field] = np.stack(values)
+    return fields

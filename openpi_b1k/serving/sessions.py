@@ -1,41 +1,136 @@
-"""What an evaluator's message means: from its keys to the raw sample of `transforms/pipeline.py`."""
+"""What a server remembers: of each connection, of each of its environments, and for a while of closed connections.
 
-from typing import Any
+A client whose connection broke connects again and sends its last observation once more. Whether the first request of a
+new connection is a closed one's last, byte for byte, is told by a hash; then the new connection takes the session over
+and gets the reply that was lost, so that no action is executed twice or left out.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
 
 import numpy as np
 
-from openpi_b1k.config.data import EXTRA_CAMERA, SourceConfig
-from openpi_b1k.robots.layout import Robot
+from openpi_b1k.serving.executor import Executor
 
-Observation = dict[str, Any]  # Any: arrays and scalars as the simulator sends them
+KEEP_S = 60.0
+"""How long a closed connection's session can be taken over."""
+MAX_KEPT = 256
+"""Closed connections' sessions kept at once; beyond, the oldest go."""
 
 
-def raw_sample(observation: Observation, robot: Robot, source: SourceConfig, prompt: str) -> dict[str, Any]:
-    """Returns one environment's raw sample.
+@dataclasses.dataclass(eq=False)
+class Slot:
+    """One environment: what it executes, and where its episode stands."""
 
-    Args:
-        observation: the evaluator's dict for one environment, unbatched: RGBA or RGB uint8 [h, w, 4 or 3] per camera
-            and the proprio vector of either generation; depth float32 [h, w] in m where the policy sees it.
-        robot: names the simulator's keys.
-        source: the data the policy was trained on, whose cameras and modalities it wants. Labels of the current skill's
-            objects, the segmentation, are known to no evaluator: that image will be masked.
-        prompt: the instruction.
+    executor: Executor
+    task: str | None = None
+    num_steps: int = 0
+    """Actions handed out since the episode's start."""
 
-    Raises:
-        KeyError: a camera, its depth or the proprio is missing.
-    """
-    keys = {name: f"{robot.camera(name).simulator_name}::rgb" for name in source.cameras}
-    depth_keys = {}
-    if "depth" in source.modalities:
-        depth_keys[EXTRA_CAMERA] = f"{robot.camera(EXTRA_CAMERA).simulator_name}::depth_linear"
-    for key in ("robot_r1::proprio", *keys.values(), *depth_keys.values()):
-        if key not in observation:
-            raise KeyError(f"the observation has no {key!r}; it has: {', '.join(sorted(observation))}")
-    sample = {
-        "proprio": np.asarray(observation["robot_r1::proprio"], np.float32),
-        "images": {name: np.asarray(observation[key])[..., :3] for name, key in keys.items()},
-        "prompt": prompt,
-    }
-    if depth_keys:
-        sample["depth"] = {name: np.asarray(observation[key], np.float32) for name, key in depth_keys.items()}
-    return sample
+    def take(self, num_actions: int) -> np.ndarray:
+        """Returns the next actions, float32 [n, a], and counts them as executed."""
+        self.num_steps += num_actions
+        return np.stack([self.executor.next_action() for _ in range(num_actions)])
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """One connection's environments, its last request and the reply to it."""
+
+    owner: object
+    """The connection; None after it has closed."""
+    slots: list[Slot] = dataclasses.field(default_factory=list)
+    can_replay: bool = True
+    """Whether chunks of the size the client asks for can be had; found out at the first one."""
+    can_be_kept: bool = True
+    """Whether another connection may take it over: not after an error."""
+    last_request: bytes = b""
+    """Kept while the connection is open: hashing every request would cost more."""
+    last_reply: bytes | None = None
+    """None while it is being computed."""
+    lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    """Held while a request is answered."""
+
+    def reset(self) -> None:
+        """Begins new episodes in all environments, whose number may be another from now on."""
+        self.slots, self.can_replay = [], True
+        self.last_request, self.last_reply = b"", None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    since: float
+    digest: asyncio.Task[bytes]
+
+
+class Sessions:
+    """All sessions of a server. Belongs to its event loop."""
+
+    def __init__(self, keep_s: float = KEEP_S, clock: Callable[[], float] = time.monotonic) -> None:
+        """Starts without any.
+
+        Args:
+            keep_s: how long a closed connection's session can be taken over.
+            clock: seconds.
+        """
+        self._keep_s, self._clock = keep_s, clock
+        self._num_open = 0
+        self._kept: dict[Session, _Kept] = {}
+
+    @property
+    def num_open(self) -> int:
+        """Connections that are open."""
+        return self._num_open
+
+    @property
+    def num_kept(self) -> int:
+        """Closed connections' sessions that can still be taken over."""
+        self._forget_old()
+        return len(self._kept)
+
+    def open(self, owner: object) -> Session:
+        """Returns the session of a new connection."""
+        self._num_open += 1
+        return Session(owner)
+
+    def close(self, session: Session) -> None:
+        """Ends a session's connection. It may still be answering; its reply then is for who takes it over."""
+        self._num_open -= 1
+        session.owner = None
+        if session.can_be_kept and session.last_request:
+            digest = asyncio.create_task(asyncio.to_thread(_digest, session.last_request))
+            self._kept[session] = _Kept(self._clock(), digest)
+        session.last_request = b""
+        self._forget_old()
+
+    async def taken_over(self, request: bytes, fresh: Session) -> Session | None:
+        """Returns the session whose last request this is, with its reply, for a connection that has a fresh one.
+
+        None if there is no such session of a closed connection.
+        """
+        self._forget_old()
+        if not self._kept:
+            return None
+        digest = await asyncio.to_thread(_digest, request)
+        for session, kept in list(self._kept.items()):
+            if await kept.digest != digest:
+                continue
+            async with session.lock:  # its reply may still be on the way
+                if session in self._kept and session.can_be_kept and session.last_reply is not None:
+                    del self._kept[session]
+                    session.owner, session.last_request = fresh.owner, request
+                    return session
+        return None
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        for i, (session, kept) in enumerate(reversed(list(self._kept.items()))):
+            if now - kept.since > self._keep_s or i >= MAX_KEPT:
+                del self._kept[session]
+
+
+def _digest(request: bytes) -> bytes:
+    return hashlib.sha256(request).digest()

@@ -19,6 +19,7 @@ from openpi_b1k.training.plan_activations import (
     patches_per_image,
     points_per_sample,
     prefix_tokens,
+    suffix_tokens,
 )
 
 UPSTREAM = {
@@ -64,7 +65,6 @@ def _use(config: TrainConfig, path: str, trained_parts: set[str]) -> _Use:
     model, part = config.model, path.split("/", maxsplit=1)[0]
     is_in_layers = "/layers/" in path
     moves_input = (part in trained_parts and is_in_layers) or any(name in trained_parts for name in UPSTREAM[part])
-    suffix = config.flow_samples * model.action_horizon
     match part:
         case "vision":
             times = images_per_sample(config) * patches_per_image(config)
@@ -77,29 +77,41 @@ def _use(config: TrainConfig, path: str, trained_parts: set[str]) -> _Use:
             if "/kv/" not in path:  # what follows keys and values in the last layer is not computed
                 times *= 1 - 1 / model.vlm.depth
         case "action_expert":
-            times = config.flow_samples if "/modulation/" in path else suffix
+            times = config.flow_samples * (1 if "/modulation/" in path else suffix_tokens(config))
         case _:
-            times = suffix if "action_" in path else config.flow_samples
-            moves_input = part in trained_parts and "action_in" not in path and "time_mlp_in" not in path
-            moves_input = moves_input or "action_out" in path
+            return _use_in_suffix(config, path.split("/")[1], part in trained_parts)
     return _Use(times, moves_input)
 
 
+def _use_in_suffix(config: TrainConfig, name: str, is_trained: bool) -> _Use:
+    """Returns how a sample uses the kernel of a projection."""
+    match name:
+        case "state_proj":
+            times = 1
+        case "time_mlp_in" | "time_mlp_out":
+            times = config.flow_samples
+        case _:
+            times = config.flow_samples * config.model.action_horizon
+    is_first = name in ("state_proj", "action_in_proj", "time_mlp_in")  # its input is state, noise or time
+    return _Use(times, moves_input=name == "action_out_proj" or (is_trained and not is_first))
+
+
 def _attention(config: TrainConfig, trained_parts: set[str]) -> float:
-    """Returns the operations of scores and of the sums they weigh, whose gradients cost twice as much."""
+    """Returns the operations of scores and of the sums they weigh.
+
+    Gradients cost as much again for queries and weights, and as much again for keys and values: those of a frozen
+    prefix need none.
+    """
     model = config.model
     vision, patches = model.vision, patches_per_image(config)
-    prefix, suffix = prefix_tokens(config), config.flow_samples * model.action_horizon
-    forward = {
-        "vision": 4 * vision.depth * images_per_sample(config) * vision.width * patches**2,
-        "vlm": 4 * (model.vlm.depth - 1) * _heads_width(model.vlm) * prefix**2,
-        "action_expert": 4
-        * model.vlm.depth
-        * _heads_width(model.action_expert)
-        * suffix
-        * (prefix + model.action_horizon),
-    }
-    return float(sum(count * (3 if {part, *UPSTREAM[part]} & trained_parts else 1) for part, count in forward.items()))
+    prefix, suffix = prefix_tokens(config), suffix_tokens(config)
+    moved = {part: bool({part, *upstream} & trained_parts) for part, upstream in UPSTREAM.items()}
+    of_vision = 4 * vision.depth * images_per_sample(config) * vision.width * patches**2
+    of_vlm = 4 * (model.vlm.depth - 1) * _heads_width(model.vlm) * prefix**2
+    per_key = 4 * model.vlm.depth * _heads_width(model.action_expert) * config.flow_samples * suffix
+    to_prefix = per_key * prefix * (1 + moved["action_expert"] + moved["vlm"])
+    to_suffix = per_key * suffix * (1 + 2 * moved["action_expert"])
+    return float(of_vision * (1 + 2 * moved["vision"]) + of_vlm * (1 + 2 * moved["vlm"]) + to_prefix + to_suffix)
 
 
 def _heads_width(gemma: GemmaConfig) -> int:

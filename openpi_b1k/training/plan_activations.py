@@ -22,7 +22,7 @@ from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.models.gemma import KeysValues
 from openpi_b1k.models.layers import Remat
-from openpi_b1k.models.pi0 import Model, Pi05
+from openpi_b1k.models.pi0 import Model, Network
 from openpi_b1k.models.tokens import TokenGroup
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.training import trainable
@@ -61,7 +61,7 @@ class Part:
     inputs: Inputs
     """As shapes: what earlier parts compute comes under the names in `flowing`."""
     flowing: tuple[str, ...]
-    run: Callable[[Pi05, Inputs], PyTree]
+    run: Callable[[Network, Inputs], PyTree]
     """Returns what it computes."""
 
 
@@ -145,22 +145,23 @@ def parts(config: TrainConfig) -> list[Part]:
     prefix = jax.ShapeDtypeStruct((ROWS, num_prefix, model.vlm.width), dtype)
     mask = jax.ShapeDtypeStruct((ROWS, num_prefix), jnp.bool_)
     keys = jax.ShapeDtypeStruct((model.vlm.depth, *prefix.shape[:2], model.vlm.num_kv_heads, model.vlm.head_dim), dtype)
+    state = jax.ShapeDtypeStruct((ROWS, model.action_dim), jnp.float32)
     chunk = jax.ShapeDtypeStruct((ROWS, config.flow_samples, model.action_horizon, model.action_dim), jnp.float32)
     time = jax.ShapeDtypeStruct(chunk.shape[:2], jnp.float32)
 
-    def see(network: Pi05, inputs: Inputs) -> Array:
+    def see(network: Network, inputs: Inputs) -> Array:
         return network.vision(inputs["images"], dtype=dtype, remat=network.remat)
 
-    def read(network: Pi05, inputs: Inputs) -> KeysValues:
+    def read(network: Network, inputs: Inputs) -> KeysValues:
         tokens = TokenGroup(inputs["prefix"], inputs["mask"], (False,) * num_prefix)
         return network.vlm.keys_values(tokens, remat=network.remat)
 
-    def act(network: Pi05, inputs: Inputs) -> Array:
-        noisy = (inputs["keys_values"], inputs["mask"], inputs["chunk"], inputs["time"])
+    def act(network: Network, inputs: Inputs) -> Array:
+        noisy = (inputs["keys_values"], inputs["mask"], inputs["state"], inputs["chunk"], inputs["time"])
         return network.suffix.velocity(network.expert_output(*noisy))
 
     language = {"prefix": prefix, "mask": mask}
-    expert = {"keys_values": (keys, keys), "mask": mask, "chunk": chunk, "time": time}
+    expert = {"keys_values": (keys, keys), "mask": mask, "state": state, "chunk": chunk, "time": time}
     return [
         Part("vision", ("vision",), model.vision.depth, {"images": images}, (), see),
         *_points(config),
@@ -177,7 +178,7 @@ def _points(config: TrainConfig) -> list[Part]:
         (ROWS, NUM_POINT_GROUPS, points_per_sample(config) // NUM_POINT_GROUPS, 3), jnp.float32
     )
 
-    def encode(network: Pi05, inputs: Inputs) -> Array:
+    def encode(network: Network, inputs: Inputs) -> Array:
         return network.point_cloud(inputs["points"], dtype=jnp.dtype(config.model.dtype), remat=network.remat)
 
     return [Part("points", ("point_cloud",), 1, {"points": points}, (), encode)]
@@ -199,6 +200,11 @@ def prefix_tokens(config: TrainConfig) -> int:
     patches = patches_per_image(config)
     points = NUM_POINT_GROUPS if model.point_clouds else 0
     return images_per_sample(config) * patches + points + model.max_prompt_tokens
+
+
+def suffix_tokens(config: TrainConfig) -> int:
+    """Returns the length of the suffix: a token for the state, unless the prompt tells it, and one per action."""
+    return (not config.model.state_in_prompt) + config.model.action_horizon
 
 
 def points_per_sample(config: TrainConfig) -> int:

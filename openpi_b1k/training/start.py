@@ -152,6 +152,7 @@ def checkpoint_files(training: Training, completed_steps: int) -> dict[str, byte
         state_layout=contents.describe_layout(data.robot.state),
         action_layout=contents.describe_layout(data.robot.action),
         mesh=dict(training.mesh.shape),
+        process_count=jax.process_count(),
     )
     config = dataclasses.replace(config, resume=False, overwrite=False)
     return contents.files(config, info, contents.Assets(data.norm_stats, data.prompts, data.tokenizer.model_bytes))

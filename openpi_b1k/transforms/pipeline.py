@@ -18,7 +18,7 @@ from openpi_b1k.transforms.images import ResizeImages
 from openpi_b1k.transforms.normalize import Normalize, NormStats, Unnormalize
 from openpi_b1k.transforms.padding import PadToModel
 from openpi_b1k.transforms.segmentation import SegmentationImage
-from openpi_b1k.transforms.tokenize import TokenizePrompt, Tokenizer
+from openpi_b1k.transforms.tokenize import TokenizePrompt, TokenizePromptAndState, Tokenizer
 
 
 def input_pipeline(
@@ -37,6 +37,7 @@ def input_pipeline(
             f"{tokenizer.path} has {tokenizer.vocab_size} tokens, the model's vocabulary {model.vocab_size}; "
             f"raise it with --model.vocab-size {tokenizer.vocab_size}, or choose another --data.transforms.tokenizer"
         )
+    tokenize = TokenizePromptAndState if model.state_in_prompt else TokenizePrompt
     return Compose(
         (
             B1kInputs(robot, source.cameras, source.modalities),
@@ -44,7 +45,7 @@ def input_pipeline(
             Normalize(norm_stats.for_robot(robot), config.normalization, config.clip_normalized),
             ResizeImages(model.image_size),
             *_extra_inputs(source, model, robot),
-            TokenizePrompt(tokenizer, model.max_prompt_tokens),
+            tokenize(tokenizer, model.max_prompt_tokens),
             PadToModel(model.action_dim, config.mask_padding),
         )
     )

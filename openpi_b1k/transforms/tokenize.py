@@ -1,7 +1,10 @@
-r"""The prompt of pi0.5 as tokens: `Task: {text}, State: {bins};\nAction: `, each state entry in one of 256 bins.
+r"""The prompt as tokens.
 
-Source of the text, the cleaning and the bins: openpi `models/tokenizer.py` at 15a9616. Two differences: a value below
--1 falls into bin 0 (openpi writes "-1" there), and a prompt that is too long is refused (openpi cuts "Action:" off).
+pi0.5 reads `Task: {text}, State: {bins};\nAction: `, each state entry in one of 256 bins; pi0, which is given the state
+as numbers, `{text}` and then a line break, whose tokens are made apart.
+
+Source of the texts, the cleaning and the bins: openpi `models/tokenizer.py` at 15a9616. Two differences: a value below
+-1 falls into bin 0 (openpi writes "-1" there), and a prompt that is too long is refused (openpi cuts its end off).
 """
 
 import dataclasses
@@ -56,46 +59,52 @@ class Tokenizer:
         """Number of token ids."""
         return self._processor.vocab_size()
 
-    def encode(self, prompt: str, bins: list[int]) -> list[int]:
-        """Returns the token ids of the whole text, begin-of-sentence first."""
+    def encode(self, prompt: str, bins: list[int] | None) -> list[int]:
+        """Returns the token ids of the whole text, begin-of-sentence first; without bins that of pi0."""
+        if bins is None:
+            return self._processor.encode(clean(prompt), add_bos=True) + self._processor.encode("\n")
         return self._processor.encode(prompt_text(prompt, bins), add_bos=True)
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of token ids; begin-of-sentence and padding are none of it."""
         return self._processor.decode(ids)
 
-    def tokenize(self, prompt: str, state: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(self, prompt: str, state: np.ndarray | None, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns token ids int32 [max_tokens], zero-padded, and a mask, true where a token is part of the prompt.
 
         Args:
             prompt: the instruction.
-            state: normalised and without padding, [s].
+            state: normalised and without padding, [s]; None: the text has none, as pi0's.
             max_tokens: length of the result.
 
         Raises:
             ValueError: the prompt is empty or does not fit.
         """
-        ids = self.encode(prompt, state_bins(state).tolist())
+        ids = self.encode(prompt, None if state is None else state_bins(state).tolist())
         if len(ids) > max_tokens:
-            needed = self.worst_case_length(prompt, state.size)
+            needed = self.worst_case_length(prompt, None if state is None else state.size)
+            with_state = "" if state is None else " with its state"
             raise ValueError(
-                f"the prompt {prompt!r} takes {len(ids)} tokens with its state, the limit is {max_tokens}; "
+                f"the prompt {prompt!r} takes {len(ids)} tokens{with_state}, the limit is {max_tokens}; "
                 f"raise it with --model.max-prompt-tokens {needed}"
             )
         tokens = np.zeros(max_tokens, np.int32)
         tokens[: len(ids)] = ids
         return tokens, np.arange(max_tokens) < len(ids)
 
-    def worst_case_length(self, prompt: str, num_state: int) -> int:
-        """Returns the most tokens a prompt can take: those with the longest number in each state entry."""
-        return len(self.encode(prompt, [self._longest_bin] * num_state))
+    def worst_case_length(self, prompt: str, num_state: int | None) -> int:
+        """Returns the most tokens a prompt can take: those with the longest number in each state entry, if it has any.
 
-    def check_prompts(self, prompts: Mapping[str, str], num_state: int, max_tokens: int) -> None:
-        """Refuses prompts that some state would make longer than `max_tokens`.
+        For `num_state` None, the length of pi0's text.
+        """
+        return len(self.encode(prompt, None if num_state is None else [self._longest_bin] * num_state))
+
+    def check_prompts(self, prompts: Mapping[str, str], num_state: int | None, max_tokens: int) -> None:
+        """Refuses prompts that take, or with some state would take, more than `max_tokens`.
 
         Args:
             prompts: task name -> prompt.
-            num_state: entries of the state.
+            num_state: entries of the state; None: the text has no state, as pi0's.
             max_tokens: the limit.
 
         Raises:
@@ -105,8 +114,13 @@ class Tokenizer:
         too_long = {task: length for task, length in lengths.items() if length > max_tokens}
         if too_long:
             tasks = ", ".join(f"{task} ({length} tokens)" for task, length in too_long.items())
+            what = (
+                "the prompts of these tasks"
+                if num_state is None
+                else "with their state, the prompts of these tasks can"
+            )
             raise ValueError(
-                f"with their state, the prompts of these tasks can take more than {max_tokens} tokens: {tasks}; "
+                f"{what} take more than {max_tokens} tokens: {tasks}; "
                 f"raise the limit with --model.max-prompt-tokens {max(too_long.values())}"
             )
 
@@ -121,7 +135,20 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizePrompt:
-    """Adds `prompt_tokens` and `prompt_mask`, made of `prompt` and the normalised `state`."""
+    """Adds `prompt_tokens` and `prompt_mask`, made of `prompt` alone, as pi0 reads it."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Returns the sample with its prompt as tokens."""
+        tokens, mask = self.tokenizer.tokenize(sample["prompt"], None, self.max_tokens)
+        return sample | {"prompt_tokens": tokens, "prompt_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizePromptAndState:
+    """Adds `prompt_tokens` and `prompt_mask`, made of `prompt` and the normalised `state`, as pi0.5 reads them."""
 
     tokenizer: Tokenizer
     max_tokens: int

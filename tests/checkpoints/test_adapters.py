@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from openpi_b1k.checkpoints import adapters
+from openpi_b1k.checkpoints import adapter_info, adapters
 from openpi_b1k.checkpoints.params import load_params
 from openpi_b1k.checkpoints.rules import flatten
 from openpi_b1k.config.data import SourceConfig
@@ -19,8 +19,8 @@ from openpi_b1k.models import lora
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.sample.environment import SampleEnvironment
-from openpi_b1k.serving.policy import Policy, compiled_sampler
-from openpi_b1k.serving.sessions import raw_sample
+from openpi_b1k.serving import jax_backend
+from openpi_b1k.serving.requests import raw_sample
 from openpi_b1k.sharding import make_mesh, replicated
 from openpi_b1k.training.trainable import adapted_kernels, combine, role_of
 from tests import sample_cases
@@ -60,7 +60,7 @@ def read(checkpoint, config):
 
 def test_adapters_alone_on_their_base_are_the_weights_to_act_with(run, alone):
     checkpoint, config = run
-    info = adapters.read_info(alone)
+    info = adapter_info.read_info(alone)
     assert (info.lora, info.base, info.base_kind) == (LORA, config.weights, "ema")
     found, config_read = adapters.load_adapters(alone)
     assert config_read == LORA
@@ -91,14 +91,13 @@ def test_a_policy_acts_with_the_merged_weights_as_the_model_did_that_was_trained
     adapted = combine(acting, adapted_kernels(combine(base, found)), found)
     chunks = []
     for params, model in ((None, None), (adapted, config.model)):
-        policy = Policy.load(checkpoint, seed=3)
+        policy = jax_backend.load(checkpoint, seed=3)
         assert policy.config.model.lora == LORA
         if params is not None:
-            policy._sample = compiled_sampler(model)  # noqa: SLF001 - the model with its adapters
-            policy.replace_params(params)
+            policy.backend = jax_backend.JaxBackend(model, params, seed=3)  # the model with its adapters
         chunks.append(policy.infer([sample]))
     merged, unmerged = chunks
-    assert not np.array_equal(Policy.load(config.weights, seed=3).infer([sample]), merged)
+    assert not np.array_equal(jax_backend.load(config.weights, seed=3).infer([sample]), merged)
     np.testing.assert_allclose(merged, unmerged, rtol=1e-5, atol=1e-5)
 
 
@@ -111,7 +110,7 @@ def test_they_can_be_put_on_a_mesh(alone):
 
 
 def test_runs_without_adapters_write_none_and_say_so(sample_checkpoint, sample_root, tmp_path):
-    assert adapters.files(sample_cases.tiny_config(tmp_path, sample_root("2025"), "2025")) == {}
+    assert adapter_info.files(sample_cases.tiny_config(tmp_path, sample_root("2025"), "2025")) == {}
     assert not (sample_checkpoint / "lora").exists()
     message = rf"no adapter\.json in {re.escape(str(sample_checkpoint))}; checkpoints of runs with model\.lora have one"
     with pytest.raises(FileNotFoundError, match=message):

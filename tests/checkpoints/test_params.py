@@ -10,7 +10,8 @@ import pytest
 from configs import debug
 from openpi_b1k import sharding
 from openpi_b1k.checkpoints import openpi_rules
-from openpi_b1k.checkpoints.params import find_live, find_params, load_params
+from openpi_b1k.checkpoints.orbax_weights import find_live, find_params
+from openpi_b1k.checkpoints.params import load_params
 from openpi_b1k.checkpoints.rules import flatten
 from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
 from openpi_b1k.models.pi0 import Model
@@ -128,11 +129,11 @@ def test_parameters_that_are_not_the_models_are_refused(data_dir, tmp_path):
     del theirs["action_in_proj"]["bias"]
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "less", {"params": theirs})
-        checkpointer.save(tmp_path / "more", {"params": theirs | {"state_proj": {"kernel": np.zeros(3)}}})
+        checkpointer.save(tmp_path / "more", {"params": theirs | {"state_projection": {"kernel": np.zeros(3)}}})
         checkpointer.save(tmp_path / "else", {"model": theirs})
     with pytest.raises(ValueError, match=r"missing 'suffix/action_in_proj/bias'"):
         load(tmp_path / "less")
-    with pytest.raises(ValueError, match=r"no rule for 'state_proj/kernel'"):
+    with pytest.raises(ValueError, match=r"no rule for 'state_projection/kernel'; nearest rules: 'state_proj/{kind}'"):
         load(tmp_path / "more")
     with pytest.raises(ValueError, match=r"has no root 'params'.*'model'"):
         load(tmp_path / "else")

@@ -1,3 +1,4 @@
+import pathlib
 import re
 
 import numpy as np
@@ -54,11 +55,17 @@ def test_flatten_and_unflatten_are_inverse():
     assert unflatten(flatten(tree)) == tree
 
 
-@pytest.fixture(scope="module")
-def params() -> dict:
+KINDS = ("pi05", "pi0")
+
+
+def params_of(kind: str) -> dict:
     sizes = {"vision": SIGLIP_TINY, "vlm": GEMMA_TINY, "action_expert": GEMMA_TINY}
-    config = ModelConfig(**sizes, vocab_size=8, image_size=28, point_clouds=True)
-    return Model(config).abstract_params()
+    return Model(ModelConfig(kind, **sizes, vocab_size=8, image_size=28, point_clouds=True)).abstract_params()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def params(request) -> dict:
+    return params_of(request.param)
 
 
 def test_openpi_names_there_and_back_keep_the_very_leaves(params):
@@ -72,17 +79,44 @@ def test_openpi_names_there_and_back_keep_the_very_leaves(params):
     )
 
 
-def test_every_openpi_rule_is_used(params):
-    names = flatten(params)
+def test_every_openpi_rule_is_used():
+    names = {name for kind in KINDS for name in flatten(params_of(kind))}
     for rule in openpi_rules.TO_OPENPI:
         assert any(rule.apply(name) for name in names), rule
 
 
 def test_a_name_of_another_model_is_refused(params):
     tree = openpi_rules.to_openpi(params)
-    tree["state_proj"] = {"kernel": np.zeros(3)}
-    with pytest.raises(ValueError, match="no rule for 'state_proj/kernel'; nearest rules: "):
+    tree["stage_proj"] = {"kernel": np.zeros(3)}
+    with pytest.raises(ValueError, match=r"no rule for 'stage_proj/kernel'; nearest rules: .*state_proj"):
         openpi_rules.from_openpi(tree)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kind_shows_in_either_names_and_in_a_part_of_them(kind):
+    params = params_of(kind)
+    ours, theirs = list(flatten(params)), list(flatten(openpi_rules.to_openpi(params)))
+    assert openpi_rules.kind_of(ours) == openpi_rules.kind_of(theirs) == kind
+    other = KINDS[1 - KINDS.index(kind)]
+    alone = [name for name in ours if name not in flatten(params_of(other))]
+    assert len(alone) == {"pi05": 10, "pi0": 9}[kind]
+    assert all(openpi_rules.kind_of([name]) == kind for name in alone)
+    assert openpi_rules.kind_of(set(ours) - set(alone)) is None
+    assert openpi_rules.kind_of([*ours, *flatten(params_of(other))]) is None
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused_with_what_to_use():
+    names = {kind: flatten(params_of(kind)) for kind in KINDS}
+    pi0 = re.escape("/x holds a model of kind pi0, but the config asks for pi05: use recipe pi0_b1k, or give --model.k")
+    with pytest.raises(ValueError, match=pi0):
+        openpi_rules.require_kind(names["pi0"], "pi05", "/x")
+    with pytest.raises(ValueError, match=r"of kind pi05, .* for pi0: use recipe pi05_b1k, or give --model.kind pi05"):
+        openpi_rules.require_kind(names["pi05"], "pi0", "/x")
+    for kind in KINDS:
+        openpi_rules.require_kind(names[kind], kind, "/x")
+        openpi_rules.require_kind(["vision/pos_embedding"], kind, "/x")
+    for recipe in openpi_rules.RECIPES.values():
+        assert (pathlib.Path(__file__).parents[2] / "configs" / f"{recipe}.py").is_file()
 
 
 def test_value_leaves_there_and_back():

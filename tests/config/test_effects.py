@@ -76,6 +76,7 @@ EFFECTS = {
         for expert in EXPERTS
         for name in ("width", "mlp_dim")
     },
+    "model.kind": (views.abstract_params, "pi0", {}),
     "model.vocab_size": (views.vlm, 2048, {}),
     "model.image_size": (views.vision, 42, {}),
     "model.action_dim": (views.suffix, 40, {}),

@@ -12,7 +12,7 @@ from openpi_b1k.models.pi0 import Model
 from openpi_b1k.training.report import count
 
 RECIPES = {name: config for name, (config, _) in cli.load_recipes(configs).items()}
-PI05_PARAMETERS = 3_353_433_872  # of openpi's pi05; see the stored list of names and shapes
+NUM_PARAMETERS = {"pi05": 3_353_433_872, "pi0": 3_238_048_528}  # openpi's; see the stored list of names and shapes
 
 
 @pytest.fixture(params=RECIPES)
@@ -36,12 +36,14 @@ def test_every_recipe_builds_its_parameters_without_memory(recipe):
     params = Model(recipe.model).abstract_params()
     extra = {"point_cloud"} if recipe.model.point_clouds else set()
     assert set(params) == {"vision", "vlm", "action_expert", "suffix", *extra}
-    if recipe.model == ModelConfig():
-        assert count(params) == PI05_PARAMETERS
+    kind = recipe.model.kind
+    if recipe.model == ModelConfig(kind=kind, max_prompt_tokens=recipe.model.max_prompt_tokens):
+        assert count(params) == NUM_PARAMETERS[kind]
 
 
 def test_published_recipes_are_full_size():
     assert RECIPES["pi05_b1k"].model == RECIPES["pi05_b1k_2026"].model == ModelConfig()
+    assert RECIPES["pi0_b1k"].model == ModelConfig(kind="pi0", max_prompt_tokens=128)
 
 
 def test_values_that_json_knows_differently_come_back_as_they_were():

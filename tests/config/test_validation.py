@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from configs import pi05_b1k, pi05_b1k_2026, pi05_b1k_expert, pi05_b1k_pt12, pi05_b1k_radio, pi05_b1k_rft
+from configs import pi0_b1k, pi05_b1k, pi05_b1k_2026, pi05_b1k_expert, pi05_b1k_pt12, pi05_b1k_radio, pi05_b1k_rft
 from openpi_b1k.config.data import PALIGEMMA_TOKENIZER, DataConfig, SourceConfig, TransformConfig
 from openpi_b1k.config.model import (
     GEMMA_TINY,
@@ -92,6 +92,12 @@ def test_variants_change_what_their_names_say_and_nothing_else(data_dir):
         "schedule.peak_lr": 2.5e-6,
         "schedule.final_lr": 2.5e-7,
         "num_steps": 20_000,
+    }
+    pi0 = changes(pi0_b1k.CONFIG)
+    assert pi0 == {
+        "weights": "gs://openpi-assets/checkpoints/pi0_base/params",
+        "model.kind": "pi0",
+        "model.max_prompt_tokens": 128,
     }
     radio = changes(pi05_b1k_radio.CONFIG)
     assert radio.pop("schedule.warmup") * radio["num_steps"] == pytest.approx(1000)

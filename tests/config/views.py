@@ -34,7 +34,7 @@ from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Batch, Observation
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.sample import demos
-from openpi_b1k.serving.policy import compiled_sampler
+from openpi_b1k.serving.jax_backend import compiled_sampler
 from openpi_b1k.training import distributed, loop, plan_choice, runs, start
 from openpi_b1k.training.optimizer import make_optimizer
 from openpi_b1k.training.state import TrainState, abstract_state

@@ -15,7 +15,7 @@ from openpi_b1k.evaluation.closed_loop import Result, ablated_sample, evaluate, 
 from openpi_b1k.robots.r1pro import ACTION
 from openpi_b1k.sample.environment import SampleEnvironment
 from openpi_b1k.sample.world import GOALS, MAX_STEPS, Expert
-from openpi_b1k.serving.policy import Policy
+from openpi_b1k.serving import jax_backend
 from scripts import evaluate as script
 from tests import sample_cases
 
@@ -141,7 +141,7 @@ def test_play_ends_when_all_episodes_have():
 
 
 def test_what_the_ablated_policy_sees(sample_checkpoint):
-    policy = Policy.load(sample_checkpoint)
+    policy = jax_backend.load(sample_checkpoint)
     environment = environments(3)[2]
     plain, other, blank = (ablated_sample(policy, environment, ablate) for ablate in ("none", "prompt", "images"))
     assert plain["prompt"] == environment.goal.prompt

@@ -9,7 +9,7 @@ import pytest
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.evaluation.closed_loop import ablated_sample, evaluate
 from openpi_b1k.sample.environment import SampleEnvironment
-from openpi_b1k.serving.policy import Policy
+from openpi_b1k.serving import jax_backend
 from tests import sample_cases
 
 
@@ -39,14 +39,14 @@ def test_the_checkpoint_says_what_openpi_cannot_read(checkpoint):
 def test_the_policy_acts_on_the_environments_depth(checkpoint):
     assert len(evaluate(checkpoint, episodes=sample_cases.NUM_EPISODES, execution_horizon=25).outcomes) == 4
     environments = [SampleEnvironment("2026", 0, episode) for episode in range(sample_cases.NUM_EPISODES)]
-    policy, same = Policy.load(checkpoint), Policy.load(checkpoint)
+    policy, same = jax_backend.load(checkpoint), jax_backend.load(checkpoint)
     samples = [ablated_sample(policy, environment, "none") for environment in environments]
     farther = [sample | {"depth": {"head": sample["depth"]["head"] + 1.0}} for sample in samples]
     assert not np.array_equal(policy.infer(samples), same.infer(farther))
 
 
 def test_without_depth_it_refuses(checkpoint):
-    policy = Policy.load(checkpoint)
+    policy = jax_backend.load(checkpoint)
     sample = ablated_sample(policy, SampleEnvironment("2026", 0, 0), "none")
     del sample["depth"]
     with pytest.raises(KeyError, match="no depth of camera 'head'"):
@@ -54,6 +54,6 @@ def test_without_depth_it_refuses(checkpoint):
 
 
 def test_the_image_ablation_blanks_depth_too(checkpoint):
-    sample = ablated_sample(Policy.load(checkpoint), SampleEnvironment("2026", 0, 0), "images")
+    sample = ablated_sample(jax_backend.load(checkpoint), SampleEnvironment("2026", 0, 0), "images")
     assert not sample["depth"]["head"].any()
     assert not any(image.any() for image in sample["images"].values())

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from openpi_b1k.evaluation import parity
-from openpi_b1k.evaluation.parity import Comparison, Skipped, largest_error
+from openpi_b1k.evaluation.parity import Comparison, largest_error
 from scripts import parity as script
 
 
-@pytest.mark.parametrize("name", ["pi05_f32", "pi05_masked_f32", "pi05_bf16", "b1k_transforms"])
+@pytest.mark.parametrize(
+    "name", ["pi05_f32", "pi05_masked_f32", "pi05_bf16", "pi0_f32", "pi05_lora_f32", "b1k_transforms"]
+)
 def test_stored_references_agree(data_dir, name):
     results = parity.compare_file(data_dir / f"{name}.npz")
     assert [str(result) for result in results if not result.is_within] == []
@@ -31,12 +33,7 @@ def test_the_exit_status_tells(data_dir, tmp_path, capsys):
 
 
 def test_what_is_not_built_is_skipped_by_name(tmp_path):
-    path = tmp_path / "pi0.npz"
-    np.savez(path, meta=np.frombuffer(b'{"pi05": false}', np.uint8))
-    assert parity.compare_file(path) == [Skipped("model", "pi0 is not built yet")]
-    lora = b'{"pi05": true, "paligemma": {"lora_configs": {"attn": 1}}, "action_expert": {"lora_configs": {}}}'
-    np.savez(path, meta=np.frombuffer(lora, np.uint8))
-    assert parity.compare_file(path) == [Skipped("model", "LoRA is not built yet")]
+    path = tmp_path / "control.npz"
     np.savez(path, **{"control/in/chunks": np.zeros(1)})
     assert "skipped: ways to execute" in parity.report([path])[0]
 

@@ -10,7 +10,11 @@ def rms(x, eps=1e-6):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
 
-def modulate(x, condition, dense):
+def modulate(x, condition, norm):
+    """Returns the norm of `x` and its gate; pi0's norm has a scale alone."""
+    if "scale" in norm:
+        return rms(x) * (1 + norm["scale"]), 1.0
+    dense = norm["Dense_0"]
     scale, shift, gate = np.split((condition @ dense["kernel"] + dense["bias"])[:, None], 3, axis=-1)
     return rms(x) * (1 + scale) + shift, gate
 
@@ -38,19 +42,26 @@ def attention(q, k, v, sees):
     return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
 
 
-def expert_output(params, prefix, prefix_mask, suffix, condition):
-    """Returns the suffix after the expert's final norm; prefix [b, t, d], suffix [b, a, e], condition [b, e]."""
+def of_layer(tree, i):
+    """Returns one layer of a nested dict of stacked arrays."""
+    return {name: of_layer(leaf, i) if isinstance(leaf, dict) else leaf[i] for name, leaf in tree.items()}
+
+
+def expert_output(params, prefix, prefix_mask, suffix, condition, num_actions):
+    """Returns the suffix after the expert's final norm; prefix [b, t, d], suffix [b, a, e], condition [b, c].
+
+    What precedes the actions in the suffix sees none of them.
+    """
     llm = params["PaliGemma"]["llm"]
     t, a = prefix.shape[1], suffix.shape[1]
     mask = np.concatenate([prefix_mask, np.ones((len(suffix), a), bool)], axis=1)
     positions = np.cumsum(mask, axis=1) - 1
-    block = np.array([0] * t + [1] * a)
+    block = np.array([0] * t + [1] * (a - num_actions) + [2] * num_actions)
     sees = (block[:, None] >= block[None]) & mask[:, None, :]
     layers = llm["layers"]
     for i in range(len(layers["mlp"]["linear"])):
         normed_prefix = rms(prefix) * (1 + layers["pre_attention_norm"]["scale"][i])
-        dense = {name: layers["pre_attention_norm_1"]["Dense_0"][name][i] for name in ("kernel", "bias")}
-        normed_suffix, gate = modulate(suffix, condition, dense)
+        normed_suffix, gate = modulate(suffix, condition, of_layer(layers["pre_attention_norm_1"], i))
         parts = []
         for x, tail in ((normed_prefix, ""), (normed_suffix, "_1")):
             attn = layers["attn"]
@@ -63,8 +74,7 @@ def expert_output(params, prefix, prefix_mask, suffix, condition):
         prefix = prefix + np.einsum("btnh,nhd->btd", attended[:, :t], out[0])
         suffix = suffix + gate * np.einsum("btnh,nhd->btd", attended[:, t:], out[1])
         normed_prefix = rms(prefix) * (1 + layers["pre_ffw_norm"]["scale"][i])
-        dense = {name: layers["pre_ffw_norm_1"]["Dense_0"][name][i] for name in ("kernel", "bias")}
-        normed_suffix, gate = modulate(suffix, condition, dense)
+        normed_suffix, gate = modulate(suffix, condition, of_layer(layers["pre_ffw_norm_1"], i))
         prefix = prefix + geglu(normed_prefix, layers["mlp"]["gating_einsum"][i], layers["mlp"]["linear"][i])
         suffix = suffix + gate * geglu(normed_suffix, layers["mlp_1"]["gating_einsum"][i], layers["mlp_1"]["linear"][i])
-    return modulate(suffix, condition, llm["final_norm_1"]["Dense_0"])[0]
+    return modulate(suffix, condition, llm["final_norm_1"])[0]

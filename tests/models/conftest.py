@@ -28,9 +28,14 @@ CONFIG = ModelConfig(
 )
 
 
+both_kinds = pytest.mark.parametrize("model", ["pi05", "pi0"], indirect=True, scope="session")
+"""Runs a test with either kind of model, and with the fixtures made of it."""
+
+
 @pytest.fixture(scope="session")
-def model() -> Model:
-    return Model(CONFIG)
+def model(request: pytest.FixtureRequest) -> Model:
+    """Returns the model of the kind asked for, pi0.5 by default."""
+    return Model(dataclasses.replace(CONFIG, kind=getattr(request, "param", "pi05")))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +61,7 @@ def batch() -> Batch:
     observation = Observation(
         images=images,
         image_masks=masks,
-        state=jnp.zeros((4, 6)),
+        state=jnp.asarray(np.random.default_rng(2).normal(size=(4, 6)), jnp.float32),
         prompt_tokens=jax.random.randint(keys[3], (4, 5), 0, 64),
         prompt_mask=jnp.arange(5) < jnp.array([[5], [3], [4], [1]]),
     )

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from openpi_b1k.models import layers
-from openpi_b1k.models.layers import AdaptiveRMSNorm, LayerNorm, Linear, RMSNorm, run_layers, stack_layers
+from openpi_b1k.models.gemma import add_gated
+from openpi_b1k.models.layers import AdaptiveRMSNorm, FixedRMSNorm, LayerNorm, Linear, RMSNorm, run_layers, stack_layers
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,18 @@ def test_adaptive_norm_scales_shifts_and_gates_by_its_condition():
     scale, shift, expected_gate = np.split((condition @ kernel + bias)[:, :, None], 3, axis=-1)
     np.testing.assert_allclose(modulated, normed * (1 + scale) + shift, atol=1e-4)
     np.testing.assert_allclose(gate, expected_gate, atol=1e-4)
+
+
+def test_a_fixed_norm_takes_an_adaptive_ones_place_and_leaves_its_gate_open():
+    x = np.random.default_rng(3).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    norm = FixedRMSNorm(6, rngs=nnx.Rngs(0))
+    norm.scale[...] = jnp.arange(6.0)
+    normed, gate = norm(jnp.asarray(x), jnp.zeros((2, 3, 0)))
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (1 + np.arange(6))
+    np.testing.assert_allclose(normed, expected, rtol=1e-5)
+    for dtype in (jnp.float32, jnp.bfloat16):  # adding through the gate is adding
+        one, other = jnp.asarray(x, dtype), jnp.asarray(3 * x[::-1], dtype)
+        np.testing.assert_array_equal(add_gated(one, other, gate), one + other)
 
 
 def test_linear_maps_the_last_axes():

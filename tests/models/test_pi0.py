@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from openpi_b1k.checkpoints import openpi_rules
-from openpi_b1k.checkpoints.rules import flatten
-from openpi_b1k.config.model import ModelConfig
+from openpi_b1k.checkpoints.rules import flatten, unflatten
+from openpi_b1k.config.model import AdapterConfig, LoraConfig, ModelConfig
+from openpi_b1k.models import lora
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.sharding import batch_sharding, make_mesh, param_shardings, replicated
 from tests.models import concatenated
+from tests.models.conftest import both_kinds
 
 KEY = jax.random.key(7)
 
@@ -29,6 +31,7 @@ def velocity(model, params):
     return lambda *args: np.asarray(run(params, *args))
 
 
+@both_kinds
 def test_cached_prefix_equals_one_concatenated_sequence(model, params, batch, draws):
     noisy, time = draws
 
@@ -36,18 +39,20 @@ def test_cached_prefix_equals_one_concatenated_sequence(model, params, batch, dr
     def ours(params, batch):
         network = model.network(params)
         prefix = network.embed_prefix(batch.observation)
-        suffix, condition = network.suffix.embed(noisy, time, dtype=jnp.dtype("float32"))
-        output = network.expert_output(*network.read_prefix(batch.observation), noisy, time)
+        state = batch.observation.state
+        suffix, condition = network.suffix.embed(state, noisy, time, dtype=jnp.dtype("float32"))
+        output = network.expert_output(*network.read_prefix(batch.observation), state, noisy, time)
         return prefix.tokens, prefix.mask, suffix.tokens, condition, output
 
     tokens, mask, suffix, condition, output = jax.tree.map(np.asarray, ours(params, batch))
     theirs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), openpi_rules.to_openpi(params))
     for sample in range(3):
-        expected = concatenated.expert_output(theirs, tokens, mask, suffix[:, sample], condition[:, sample])
+        expected = concatenated.expert_output(theirs, tokens, mask, suffix[:, sample], condition[:, sample], 4)
         np.testing.assert_allclose(output[:, sample], expected, atol=2e-4)
 
 
-def test_what_is_masked_moves_nothing(batch, draws, velocity):
+@both_kinds
+def test_what_is_masked_moves_nothing(model, batch, draws, velocity):
     observation = batch.observation
     expected = velocity(observation, *draws)
     images = observation.images | {"right_wrist": observation.images["right_wrist"].at[1].set(255)}
@@ -56,7 +61,8 @@ def test_what_is_masked_moves_nothing(batch, draws, velocity):
     np.testing.assert_array_equal(velocity(masked, *draws), expected)
 
 
-def test_what_is_not_masked_moves_something(batch, draws, velocity):
+@both_kinds
+def test_what_is_not_masked_moves_something(model, batch, draws, velocity):
     observation = batch.observation
     expected = velocity(observation, *draws)
     for name, image in observation.images.items():
@@ -66,6 +72,44 @@ def test_what_is_not_masked_moves_something(batch, draws, velocity):
         assert (difference[1:] == 0).all()
     changed = dataclasses.replace(observation, prompt_tokens=(observation.prompt_tokens + 1) % 64)
     assert np.abs(velocity(changed, *draws) - expected).max() > 1e-3
+    changed = dataclasses.replace(observation, state=observation.state.at[0].add(1))
+    difference = np.abs(velocity(changed, *draws) - expected).max(axis=(1, 2, 3))
+    assert (difference[0] > 1e-3) == (model.config.kind == "pi0")  # pi0.5 reads it in its prompt
+    assert (difference[1:] == 0).all()
+
+
+@pytest.mark.parametrize("model", ["pi0"], indirect=True, scope="session")
+def test_the_token_of_the_state_sees_no_action(model, params, batch, draws):
+    noisy, time = draws
+
+    @jax.jit
+    def output(noisy, time):
+        network = model.network(params)
+        return network.expert_output(*network.read_prefix(batch.observation), batch.observation.state, noisy, time)
+
+    before, after = np.asarray(output(noisy, time)), np.asarray(output(noisy + 1, 1 - time))
+    assert before.shape == (4, 3, 1 + 4, 16)
+    np.testing.assert_array_equal(after[:, :, 0], before[:, :, 0])
+    np.testing.assert_array_equal(before[:, 1, 0], before[:, 0, 0])  # so it is the same in every flow sample
+    assert (np.abs(after - before)[:, :, 1:].max(axis=(1, 3)) > 1e-3).all()
+
+
+@both_kinds
+def test_adapters_of_the_expert_merge_into_its_kernels(model, params, batch, draws, velocity):
+    config = dataclasses.replace(model.config, lora=LoraConfig(action_expert=AdapterConfig(rank=3, alpha=6.0)))
+    abstract = flatten(Model(config).abstract_params())
+    random = np.random.default_rng(3)
+    adapters = {
+        name: jnp.asarray(random.normal(0, 0.3, leaf.shape), jnp.float32)
+        for name, leaf in abstract.items()
+        if "/lora_" in name
+    }
+    assert len(adapters) == 10
+    adapted = unflatten(flatten(params) | adapters)
+    expected = jax.jit(Model(config).velocity)(adapted, batch.observation, *draws)
+    assert np.abs(velocity(batch.observation, *draws) - expected).max() > 1e-2
+    merged = jax.jit(model.velocity)(lora.merge(adapted, config), batch.observation, *draws)
+    np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_masked_camera_is_as_if_there_were_none(batch, draws, model, params):
@@ -81,6 +125,7 @@ def test_a_masked_camera_is_as_if_there_were_none(batch, draws, model, params):
     np.testing.assert_allclose(run(params, absent, *draws), run(params, without, *draws), atol=1e-5)
 
 
+@both_kinds
 def test_flow_samples_are_independent_draws_averaged(model, params, batch, draws):
     noise, time = draws
     together, per_dim = jax.jit(model.loss_at)(params, batch, noise, time)
@@ -90,6 +135,7 @@ def test_flow_samples_are_independent_draws_averaged(model, params, batch, draws
     np.testing.assert_allclose(per_dim, np.mean([dims for _, dims in alone], axis=0), rtol=1e-4)
 
 
+@both_kinds
 def test_gradients_of_flow_samples_are_the_mean_over_separate_passes(model, params, batch, draws):
     noise, time = draws
     gradient = jax.jit(jax.grad(lambda params, noise, time: model.loss_at(params, batch, noise, time)[0]))
@@ -123,6 +169,7 @@ def test_loss_draws_by_its_key(model, params, batch):
     assert loss(params, batch, jax.random.key(8), flow_samples=2)[0] != first
 
 
+@both_kinds
 def test_sampling_is_euler_integration_of_the_velocity(model, params, batch, velocity):
     noise = jax.random.normal(KEY, (4, 4, 6))
     expected = np.asarray(noise)[:, None]
@@ -133,6 +180,7 @@ def test_sampling_is_euler_integration_of_the_velocity(model, params, batch, vel
     np.testing.assert_allclose(actions, expected[:, 0], atol=1e-5)
 
 
+@both_kinds
 def test_fresh_parameters_are_openpis(model):
     fresh = flatten(jax.jit(model.init_params)(KEY))
     assert fresh.keys() == flatten(model.abstract_params()).keys()
@@ -155,6 +203,7 @@ def test_fresh_parameters_are_openpis(model):
         assert np.std(fresh[name]) == pytest.approx(expected, rel=0.08), name
 
 
+@both_kinds
 def test_activations_in_bfloat16_change_little(model, params, batch, draws, velocity):
     half = Model(dataclasses.replace(model.config, dtype="bfloat16"))
     result = jax.jit(half.velocity)(params, batch.observation, *draws)
@@ -163,6 +212,7 @@ def test_activations_in_bfloat16_change_little(model, params, batch, draws, velo
     assert np.abs(result - expected).max() < 0.05 * np.abs(expected).max()
 
 
+@both_kinds
 def test_four_devices_agree_with_one_and_hold_a_quarter_of_the_batch(model, params, batch, draws):
     mesh = make_mesh(4)
     split_model = Model(model.config, mesh)
@@ -185,13 +235,11 @@ def test_model_is_static_and_hashable(model):
     assert Model(model.config) == model
 
 
-@pytest.fixture(scope="module")
-def full_size(data_dir) -> dict:
-    return json.loads((data_dir / "openpi_full_size_parameters.json").read_text())["pi05"]
-
-
-def test_full_size_names_shapes_and_count_are_openpis(full_size):
-    abstract = flatten(openpi_rules.to_openpi(Model(ModelConfig()).abstract_params()))
+@pytest.mark.parametrize(("kind", "num_parameters"), [("pi05", 3_353_433_872), ("pi0", 3_238_048_528)])
+def test_full_size_names_shapes_and_count_are_openpis(data_dir, kind, num_parameters):
+    full_size = json.loads((data_dir / "openpi_full_size_parameters.json").read_text())[kind]
+    abstract = flatten(openpi_rules.to_openpi(Model(ModelConfig(kind=kind)).abstract_params()))
     ours = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in abstract.items()}
     assert ours == full_size["parameters"]
-    assert sum(int(np.prod(leaf.shape)) for leaf in abstract.values()) == full_size["num_parameters"] == 3_353_433_872
+    found = sum(int(np.prod(leaf.shape)) for leaf in abstract.values())
+    assert found == full_size["num_parameters"] == num_parameters

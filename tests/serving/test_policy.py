@@ -1,6 +1,9 @@
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
+import types
 
 import jax
 import numpy as np
@@ -9,10 +12,13 @@ import pytest
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.config import serialize
 from openpi_b1k.config.data import SourceConfig
+from openpi_b1k.models.pi0 import Model
+from openpi_b1k.observation import Observation
 from openpi_b1k.robots.r1pro import ACTION, r1pro
 from openpi_b1k.sample.environment import SampleEnvironment
-from openpi_b1k.serving.policy import Policy
-from openpi_b1k.serving.sessions import raw_sample
+from openpi_b1k.serving import jax_backend
+from openpi_b1k.serving.policy import OBSERVED, dense, stacked
+from openpi_b1k.serving.requests import raw_sample
 from tests import sample_cases
 
 SOURCE = SourceConfig()
@@ -32,26 +38,26 @@ def samples(generation="2025", num=sample_cases.NUM_EPISODES):
 
 
 def test_a_chunk_per_sample_in_the_robots_units_the_same_for_a_seed(sample_checkpoint):
-    policy = Policy.load(sample_checkpoint, seed=3)
+    policy = jax_backend.load(sample_checkpoint, seed=3)
     before = samples()
     first, second = policy.infer(before), policy.infer(before)
     assert (first.shape, first.dtype) == ((sample_cases.NUM_EPISODES, 25, ACTION.size), np.float32)
     assert np.isfinite(first).all()
     assert not np.array_equal(first, second)  # new noise for every call
-    again = Policy.load(sample_checkpoint, seed=3)
+    again = jax_backend.load(sample_checkpoint, seed=3)
     np.testing.assert_array_equal(again.infer(samples()), first)
     np.testing.assert_array_equal(again.infer(samples()), second)
-    assert not np.array_equal(Policy.load(str(sample_checkpoint), seed=4).infer(samples()), first)
+    assert not np.array_equal(jax_backend.load(str(sample_checkpoint), seed=4).infer(samples()), first)
     for sample, untouched in zip(before, samples(), strict=True):
         jax.tree.map(np.testing.assert_array_equal, sample, untouched)
 
 
 def test_the_chunk_is_the_models_unnormalised_and_absolute(sample_checkpoint):
     """The output by hand: clip nothing, quantiles back, then arms added to the state of the first step."""
-    policy = Policy.load(sample_checkpoint)
+    policy = jax_backend.load(sample_checkpoint)
     assert policy.config.data.transforms.delta_fields == ("left_arm", "right_arm")
     normalized = np.full((1, 25, 32), 0.5, np.float32)
-    policy._sample = lambda params, observation, key: normalized  # noqa: SLF001 - stands in for the network
+    policy.backend = types.SimpleNamespace(sample=lambda inputs: normalized)  # stands in for the network
     [chunk] = policy.infer(samples(num=1))
     stats = contents.read_assets(sample_checkpoint).norm_stats.actions
     expected = stats.q01 + 0.75 * (stats.q99 - stats.q01)
@@ -64,22 +70,23 @@ def test_the_chunk_is_the_models_unnormalised_and_absolute(sample_checkpoint):
 
 
 def test_both_generations_act_on_one_state(sample_checkpoint):
-    chunks = [Policy.load(sample_checkpoint).infer(samples(generation)) for generation in ("2025", "2026")]
+    chunks = [jax_backend.load(sample_checkpoint).infer(samples(generation)) for generation in ("2025", "2026")]
     np.testing.assert_array_equal(*chunks)
 
 
-def test_it_knows_its_prompts_and_can_act_with_other_parameters(sample_checkpoint):
-    policy = Policy.load(sample_checkpoint)
+def test_it_knows_its_prompts_and_can_act_with_another_network(sample_checkpoint):
+    policy = jax_backend.load(sample_checkpoint)
     assert policy.prompts["press_red_button_with_left_gripper"] == "Press the red button with the left gripper."
     assert len(policy.prompts) == 4
     first = policy.infer(samples())
-    other = Policy.load(sample_checkpoint)
-    other.replace_params(jax.tree.map(lambda param: param / 2, policy._params))  # noqa: SLF001 - any others will do
+    other = jax_backend.load(sample_checkpoint)
+    model = dense(policy.config.model)
+    other.backend = jax_backend.JaxBackend(model, Model(model).init_params(jax.random.key(1)))
     assert not np.array_equal(other.infer(samples()), first)
 
 
 def test_a_missing_camera_is_refused(sample_checkpoint):
-    policy = Policy.load(sample_checkpoint)
+    policy = jax_backend.load(sample_checkpoint)
     [sample] = samples(num=1)
     del sample["images"]["left_wrist"]
     with pytest.raises(KeyError, match="no image of camera 'left_wrist'; there are: head, right_wrist"):
@@ -94,14 +101,14 @@ def test_a_missing_camera_is_refused(sample_checkpoint):
 
 def test_no_checkpoint_is_refused(tmp_path, sample_checkpoint):
     with pytest.raises(FileNotFoundError, match=r"no config at .*nowhere/config\.json"):
-        Policy.load(tmp_path / "nowhere")
+        jax_backend.load(tmp_path / "nowhere")
     run = re.escape(str(sample_checkpoint.parent))
     with pytest.raises(FileNotFoundError, match=rf"give one of its checkpoints \(1\), such as {run}/1$"):
-        Policy.load(sample_checkpoint.parent)
+        jax_backend.load(sample_checkpoint.parent)
     copy = shutil.copytree(sample_checkpoint, tmp_path / "1")
     (copy / contents.TOKENIZER_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*tokenizer\.model; a checkpoint of openpi_b1k has one"):
-        Policy.load(copy)
+        jax_backend.load(copy)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path, sample_checkpoint):
@@ -110,7 +117,7 @@ def test_a_config_of_another_model_is_refused(tmp_path, sample_checkpoint):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=28))
     (copy / contents.CONFIG_FILE).write_text(serialize.to_json(config))
     with pytest.raises(ValueError, match=re.escape("of another size: vision/pos_embedding is (1, 1, 32)")):
-        Policy.load(copy)
+        jax_backend.load(copy)
 
 
 def test_a_sample_of_an_evaluators_observation():
@@ -137,3 +144,32 @@ def test_depth_is_taken_where_the_policy_sees_it(generation):
     del observation[DEPTH]
     with pytest.raises(KeyError, match="the observation has no 'robot_r1::robot_r1:zed_link:Camera:0::depth_linear'"):
         raw_sample(observation, robot, source, "Press.")
+
+
+def test_its_parts_are_what_it_does_at_once(sample_checkpoint):
+    at_once = jax_backend.load(sample_checkpoint, seed=5).infer(samples())
+    policy = jax_backend.load(sample_checkpoint, seed=5)
+    inputs = [policy.prepare(sample) for sample in samples()]
+    chunks = policy.predict(inputs)
+    assert chunks.shape == (sample_cases.NUM_EPISODES, 25, 32)
+    for chunk, one, expected in zip(chunks, inputs, at_once, strict=True):
+        np.testing.assert_array_equal(policy.finish(chunk, one), expected)
+
+
+def test_samples_become_one_batch():
+    one = {"images": {"head": np.zeros((2, 2, 3)), "wrist": np.ones((2, 2, 3))}, "state": np.arange(3), "raw_state": 1}
+    batch = stacked([one, one | {"state": np.arange(3) + 5}])
+    assert sorted(batch) == ["images", "state"]  # what the network does not see is left out
+    np.testing.assert_array_equal(batch["state"], [[0, 1, 2], [5, 6, 7]])
+    assert {name: image.shape for name, image in batch["images"].items()} == {
+        "head": (2, 2, 2, 3),
+        "wrist": (2, 2, 2, 3),
+    }
+    assert tuple(field.name for field in dataclasses.fields(Observation)) == OBSERVED
+
+
+def test_a_policy_without_a_backend_loads_no_jax():
+    code = "import sys, openpi_b1k.serving.policy; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout.split()
+    assert not {"jax", "jaxlib", "flax", "orbax", "torch"} & set(done.stdout.split())

@@ -16,13 +16,16 @@ from openpi_b1k.training.state import abstract_state, shardings_of
 from openpi_b1k.training.step import train_step
 
 
-def config(*, remat: str = "full", depth: int = 4, batch_size: int = 16, **changes: object) -> TrainConfig:
+def config(
+    *, kind: str = "pi05", remat: str = "full", depth: int = 4, batch_size: int = 16, **changes: object
+) -> TrainConfig:
     """Returns a run whose activations are what takes memory: many tokens, wide MLPs, deep enough for a scan."""
     gemma = GemmaConfig(width=64, depth=depth, mlp_dim=512, num_heads=4, num_kv_heads=1, head_dim=32)
     expert = dataclasses.replace(gemma, width=32, mlp_dim=128)
     vision = SiglipConfig(width=48, depth=depth, mlp_dim=192, num_heads=4)
     model = dataclasses.replace(
         debug.CONFIG.model,
+        kind=kind,
         vision=vision,
         vlm=gemma,
         action_expert=expert,

@@ -28,6 +28,11 @@ HEARTBEAT_S = 10
 LONG = (
     f"--num-steps 100000 --log-every 1 --checkpoints.save-every 100000 --distributed.heartbeat-timeout-s {HEARTBEAT_S}"
 )
+VALIDATED = (
+    "--data.source sample --data.sample-demos 8 --model.max-prompt-tokens 192 --num-steps 4 --log-every 2 "
+    "--validation-interval 2 --validation-samples 6"
+)
+"""Six samples in two batches of four rows; the last two rows, on the second of two processes, do not count."""
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,26 @@ def test_two_processes_train_like_one_and_each_resumes_the_other(tmp_path):
         found[name] = losses(run.run)
     assert list(found["one"]) == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(list(found["two"].values()), list(found["one"].values()), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_score_held_out_episodes_as_one_does(tmp_path, sample_root):
+    """To a relative 1e-5: the parameters are those of a run whose sums were made in another order."""
+    flags, found = f"{VALIDATED} --data.root {sample_root('2025')}", {}
+    for count in (1, 2):
+        with Processes(tmp_path / f"of-{count}", count, flags, devices=4 // count) as run:
+            assert run.statuses() == [0] * count, run.log(0)
+        lines = [json.loads(line) for line in (run.run / "metrics.jsonl").read_text().splitlines()]
+        scores = {(line["step"], name): line[name] for line in lines for name in line if name.startswith("validation/")}
+        for step in (2, 4):  # one process writes the errors of the samples of both
+            with np.load(run.run / "validation" / f"{step}.npz") as stored:
+                assert stored["step_counts"][0] == 6
+                scores[step, "step_errors"] = stored["step_errors"]
+        found[count] = scores
+    assert {(2, "validation/flow_loss"), (4, "validation/flow_loss"), (4, "validation/right_arm")} <= found[1].keys()
+    assert found[2].keys() == found[1].keys()
+    for key, values in found[1].items():
+        np.testing.assert_allclose(found[2][key], values, rtol=1e-5, err_msg=str(key))
 
 
 @pytest.mark.slow

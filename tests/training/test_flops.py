@@ -27,6 +27,8 @@ CASES = {
     "expert frozen": {"freeze": ("action_expert",)},
     # With the vision tower trained: else the first of two layers needs no gradient of its input, and the count has one.
     "adapters": {"freeze": ("language", "action_expert"), "lora": LoraConfig(language=AdapterConfig(rank=4))},
+    "pi0": {"kind": "pi0", "flow_samples": 3},
+    "pi0's projections alone": {"kind": "pi0", "freeze": ("vision", "language", "action_expert")},
     "projections alone": {"freeze": ("vision", "language", "action_expert")},
 }
 

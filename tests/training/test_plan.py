@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from configs import pi05_b1k, pi05_b1k_expert
+from configs import pi0_b1k, pi05_b1k, pi05_b1k_expert
 from openpi_b1k import sharding
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.models.pi0 import Model
@@ -23,6 +23,7 @@ STEPS = {
     "none": plan_cases.config(remat="none", batch_size=4),
     "microbatches and flow samples": plan_cases.config(remat="dots", batch_size=32, microbatches=2, flow_samples=4),
     "more rows, deeper": plan_cases.config(remat="full", batch_size=48, depth=7),
+    "pi0": plan_cases.config(kind="pi0", remat="full", flow_samples=2),
     "frozen": plan_cases.config(remat="dots", freeze=PREFIX, batch_size=32),
 }
 
@@ -62,10 +63,13 @@ def full_size(base: TrainConfig = pi05_b1k.CONFIG, *, remat: str = "full", **cha
     return dataclasses.replace(base, model=model, **{"fsdp": 1, "microbatches": 1, "batch_size": 32} | changes)
 
 
-def test_the_full_model_has_the_published_parameters():
-    planned = plan.estimate(full_size(), 1)
+@pytest.mark.parametrize(
+    ("recipe", "num_parameters"), [(pi05_b1k, 3_353_433_872), (pi0_b1k, 3_238_048_528)], ids=["pi05", "pi0"]
+)
+def test_the_full_model_has_the_published_parameters(recipe, num_parameters: int):
+    planned = plan.estimate(full_size(recipe.CONFIG), 1)
 
-    assert planned.trained == 4 * 3_353_433_872
+    assert planned.trained == 4 * num_parameters
     assert planned.moments == 2 * planned.trained + 4  # and Adam's count
     assert planned.frozen == planned.ema == 0
 

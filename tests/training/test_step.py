@@ -234,7 +234,8 @@ def test_no_backward_pass_goes_through_frozen_parts(small_config):
 
     def loss(trained, frozen, keys_values, mask, noise, time):
         network = model.network(trained | frozen)
-        return jnp.sum(network.suffix.velocity(network.expert_output(keys_values, mask, noise, time)) ** 2)
+        output = network.expert_output(keys_values, mask, batch.observation.state, noise, time)
+        return jnp.sum(network.suffix.velocity(output) ** 2)
 
     draws = jax.eval_shape(lambda: model.draw(jax.random.key(0), config.batch_size, 1))
     read = jax.eval_shape(prefix, full(state))

@@ -126,6 +126,21 @@ def test_the_order_by_hand(norm_stats, tokenizer):
     np.testing.assert_array_equal(result["action_mask"].sum(1), [23] * 4 + [0] * 2)
 
 
+def test_pi0_reads_the_prompt_alone_and_is_given_the_same_state(norm_stats, tokenizer):
+    robot = r1pro("like_action")
+    pi05, pi0 = (
+        input_pipeline(source(CONFIG), dataclasses.replace(MODEL, kind=kind), robot, norm_stats, tokenizer)
+        for kind in ("pi05", "pi0")
+    )
+    sample = raw_sample()
+    reads, is_given = pi05(sample), pi0(sample)
+    ids = tokenizer.encode(sample["prompt"], None)
+    np.testing.assert_array_equal(is_given["prompt_tokens"][is_given["prompt_mask"]], ids)
+    tokens = ("prompt_tokens", "prompt_mask")
+    assert reads["prompt_mask"].sum() > len(ids)
+    assert_equal(*({name: made[name] for name in made if name not in tokens} for made in (reads, is_given)))
+
+
 def test_serving_makes_the_same_observation_without_actions(norm_stats, tokenizer):
     pipeline = input_pipeline(source(CONFIG), MODEL, r1pro("like_action"), norm_stats, tokenizer)
     sample = raw_sample()

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
 
-from openpi_b1k.transforms.tokenize import TokenizePrompt, Tokenizer, clean, prompt_text, state_bins
+from openpi_b1k.transforms.tokenize import (
+    TokenizePrompt,
+    TokenizePromptAndState,
+    Tokenizer,
+    clean,
+    prompt_text,
+    state_bins,
+)
 from tests.transforms import sample_tokenizer
 
 PROMPT = "Press the red button with the left gripper."
@@ -135,13 +142,38 @@ def test_a_prompt_that_does_not_fit_is_refused(tokenizer):
 
 def test_the_transform_adds_tokens(tokenizer):
     sample = {"prompt": PROMPT, "state": np.linspace(-1, 1, 23)}
-    tokenized = TokenizePrompt(tokenizer, 64)(sample)
+    tokenized = TokenizePromptAndState(tokenizer, 64)(sample)
     tokens, mask = tokenizer.tokenize(PROMPT, sample["state"], 64)
     np.testing.assert_array_equal(tokenized["prompt_tokens"], tokens)
     np.testing.assert_array_equal(tokenized["prompt_mask"], mask)
     assert tokens.dtype == np.int32
     assert mask.dtype == bool
     assert sample.keys() == {"prompt", "state"}
+
+
+def test_without_a_state_the_text_is_the_prompt_and_the_tokens_of_a_line_break(tokenizer):
+    """Source: openpi `models/tokenizer.py`, whose text for pi0 this is."""
+    processor = tokenizer._processor  # noqa: SLF001
+    expected = [2, *processor.encode("press the red button"), *processor.encode("\n")]
+    sample = {"prompt": " press_the red\nbutton\n", "state": np.full(23, 0.5)}
+    tokenized = TokenizePrompt(tokenizer, 48)(sample)
+    assert tokenized["prompt_tokens"].tolist() == expected + [0] * (48 - len(expected))
+    assert tokenized["prompt_mask"].tolist() == [True] * len(expected) + [False] * (48 - len(expected))
+    assert tokenizer.decode(expected[1:]) == "press the red button\n"
+    other = TokenizePrompt(tokenizer, 48)(sample | {"state": np.zeros(23)})
+    np.testing.assert_array_equal(other["prompt_tokens"], tokenized["prompt_tokens"])
+
+
+def test_without_a_state_the_length_is_that_of_the_text(tokenizer):
+    length = len(tokenizer.encode(PROMPT, None))
+    assert tokenizer.worst_case_length(PROMPT, None) == length
+    assert tokenizer.tokenize(PROMPT, None, length)[1].all()
+    needed = f"raise it with --model.max-prompt-tokens {length}"
+    with pytest.raises(ValueError, match=rf"takes {length} tokens, the limit is {length - 1}; {needed}"):
+        tokenizer.tokenize(PROMPT, None, length - 1)
+    tokenizer.check_prompts({"press": PROMPT}, None, length)
+    with pytest.raises(ValueError, match=rf"^the prompts of these tasks take more than 5 tokens: press \({length} to"):
+        tokenizer.check_prompts({"press": PROMPT}, None, 5)
 
 
 def test_worker_processes_receive_the_model(tokenizer, tmp_path):

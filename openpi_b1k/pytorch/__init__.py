@@ -1,0 +1,1 @@
+"""Inference in plain PyTorch, from a converted checkpoint; loads no JAX."""
