@@ -3,7 +3,6 @@
 The result is kept only if the JAX model and the PyTorch model compute the same, stage by stage; see docs/conversion.md.
 """
 
-import logging
 import os
 import pathlib
 import sys
@@ -11,6 +10,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # configs/ is no part of the package
 
 import configs
+from openpi_b1k import metrics
 from openpi_b1k.conversion import arguments
 
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--layout", choices=("openpi", "lerobot"), default="openpi", help="default: %(default)s")
     given, recipe = arguments.parse(parser, configs)
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU in use elsewhere stays untouched
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    metrics.setup_logging(is_main=True)
     try:
         # Imported here, so that --help and a refused flag answer at once.
         from openpi_b1k.conversion import gate, to_pytorch  # noqa: PLC0415

@@ -11,6 +11,7 @@ import sys
 
 import tyro
 
+from openpi_b1k import metrics
 from openpi_b1k.serving import assembly
 from openpi_b1k.serving.options import Options
 from openpi_b1k.serving.policy import Policy
@@ -49,5 +50,5 @@ def run(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    metrics.setup_logging(is_main=True)
     sys.exit(run(tyro.cli(Options)))

@@ -12,6 +12,7 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
+import tqdm
 
 from openpi_b1k import paths
 from openpi_b1k.checkpoints import pytorch_rules, safetensors
@@ -80,7 +81,7 @@ def convert(
     with new_directory(output) as temporary:
         scratch, file = Scratch(temporary / SCRATCH), temporary / safetensors.FILE
         write(weights, file, tensors, scratch, arrangement)
-        logger.info("wrote %.2f GB; comparing both models", num_bytes(tensors) / 1e9)
+        logger.info("wrote %.1f MB; comparing both models", num_bytes(tensors) / 1e6)
         rows = gate.check(source.config, scratch.read, reader(file, arrangement))
         scratch.delete()
         arrangement.write(source, dtype, temporary)
@@ -122,13 +123,15 @@ def write(
     layout: layouts.Layout,
 ) -> None:
     """Writes every parameter in its type to the file, as tensors, and to the scratch, as it is; one at a time."""
-    with safetensors.Writer(file, tensors, METADATA) as writer:
-        for name in weights.leaves:
+    bar = tqdm.tqdm(desc="convert", total=num_parameters(weights), unit="", unit_scale=True, disable=None)
+    with safetensors.Writer(file, tensors, METADATA) as writer, bar:
+        for name, leaf in weights.leaves.items():
             array = weights.read(name).astype(leaf_dtype(name, weights, tensors, layout), copy=False)
             scratch.write(name, array)
             for key, tensor in pytorch_rules.to_pytorch(name, array):
                 for stored in layouts.names(layout, key):
                     writer.write(stored, tensor)
+            bar.update(math.prod(leaf.shape))
         for stored in layouts.names(layout, pytorch_rules.FILLED_WITH_ZEROS):
             dtype, shape = tensors[stored]
             writer.write(stored, np.broadcast_to(np.zeros((), dtype), shape))

@@ -10,14 +10,22 @@ import pytest
 
 from configs import debug
 from openpi_b1k import sharding
-from openpi_b1k.checkpoints import contents, manager, openpi_rules
+from openpi_b1k.checkpoints import contents, manager, openpi_rules, orbax_tree
 from openpi_b1k.checkpoints.failures import CheckpointError
 from openpi_b1k.checkpoints.params import load_params
+from openpi_b1k.config.model import GemmaConfig, ModelConfig, SiglipConfig
 from openpi_b1k.config.train import CheckpointConfig
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.transforms.normalize import FieldStats, NormStats
 
 MODEL = Model(debug.CONFIG.model)
+OPENPIS_SIZE = ModelConfig(
+    vision=SiglipConfig(width=32, depth=1, mlp_dim=128, num_heads=2),
+    vlm=GemmaConfig(width=64, depth=4, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16),
+    action_expert=GemmaConfig(width=32, depth=4, mlp_dim=96, num_heads=8, num_kv_heads=1, head_dim=16),
+    vocab_size=512,
+)
+"""Of the stored checkpoint that openpi wrote."""
 CONFIG = dataclasses.replace(debug.CONFIG, name="debug", exp_name="run")
 
 
@@ -113,6 +121,16 @@ def test_params_are_named_typed_and_shaped_as_openpis(tmp_path, data_dir):
     for name in theirs:
         assert ours[name]["key_metadata"] == theirs[name]["key_metadata"]
         assert ours[name]["value_metadata"]["value_type"] == theirs[name]["value_metadata"]["value_type"] == "jax.Array"
+
+
+def test_a_model_of_openpis_size_has_its_shapes_and_types_on_disk(tmp_path, data_dir):
+    model = Model(OPENPIS_SIZE)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.abstract_params())
+    checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig())
+    checkpoints.save(7, {"params": zeros, "train_state": make_rest(7)}, make_files(7))
+    checkpoints.close()
+    ours, theirs = (orbax_tree.shapes(run / "7" / "params") for run in (tmp_path, data_dir / "openpi_checkpoint"))
+    assert ours == theirs
 
 
 def test_openpis_restore_code_reads_it(tmp_path):

@@ -66,7 +66,7 @@ def test_outputs_are_those_that_openpi_computes_with_its_adapters(reference, che
     for name in ("actions_10_steps", "actions_3_steps"):
         np.testing.assert_allclose(ours[name], reference[f"output/{name}"], rtol=0, atol=2e-5, err_msg=name)
     # Of the largest entry, 4: with these weights the last bit of the flow time moves a velocity by 1.1e-4, and that of
-    # a rotary frequency by 3e-5, and the libraries differ there. A wrong merge is off by 0.1 and more.
+    # a rotary frequency by 3e-5, and the libraries differ there.
     for name in ("suffix_out", "velocity"):
         expected = reference[f"output/{name}"]
         np.testing.assert_allclose(ours[name], expected, rtol=0, atol=2e-5 * np.abs(expected).max(), err_msg=name)

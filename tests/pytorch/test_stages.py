@@ -1,4 +1,3 @@
-import gc
 import weakref
 
 import numpy as np
@@ -39,7 +38,6 @@ def test_one_tensor_of_the_prefix_is_held_at_a_time_and_each_is_read_once():
 
     def read(key):
         nonlocal most
-        gc.collect()
         alive[:] = [one for one in alive if one() is not None]
         most = max(most, len(alive)) if ".paligemma." in key else most
         tensor = torch.tensor(tensors[key])
