@@ -5,19 +5,22 @@ What is at its place is therefore complete, and is never downloaded again. Besid
 which it can be checked and moved to another machine (`downloads/`).
 """
 
-import contextlib
-import fcntl
 import http.client
 import os
 import pathlib
-import shutil
+import re
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from openpi_b1k.downloads import record, remote
+from openpi_b1k.downloads import disk, record, remote
+from openpi_b1k.downloads.disk import locked
+from openpi_b1k.downloads.http import drop_parts
 from openpi_b1k.downloads.remote import GCS_HOST
 
 SHIPPED = pathlib.Path(__file__).parent / "transforms"
+_HUB_PAGE = re.compile(
+    r"https?://(huggingface\.co|hf\.co)/(?P<name>(datasets/)?[^/]+/[^/]+)/(blob|tree)/(?P<revision>[^/?]+)(?P<path>/[^?]*)?(\?.*)?"
+)
 _SCHEMES = "a local path, gs://, hf://, s3://, https:// or package:NAME"
 
 
@@ -57,7 +60,8 @@ def fetch(address: str, *, gcs_host: str = GCS_HOST) -> pathlib.Path:
     Raises:
         FileNotFoundError: there is nothing at the address.
         ConnectionError: it could not be downloaded; tells where it may be put by hand.
-        ValueError: the address is of no known kind.
+        OSError: there is no room for it.
+        ValueError: the address is of no known kind, or names nothing that could be fetched.
         ImportError: it needs credentials, and the package that knows them is not installed.
     """
     if address.startswith("package:"):
@@ -66,6 +70,9 @@ def fetch(address: str, *, gcs_host: str = GCS_HOST) -> pathlib.Path:
     if not separator:
         path = pathlib.Path(address).expanduser()
         if not path.exists():
+            kind, colon, rest = address.partition(":")
+            if colon and kind in record.SCHEMES:
+                raise ValueError(f"cannot fetch {address!r}; did you mean {kind}://{rest.lstrip('/')}?")
             raise FileNotFoundError(f"nothing at {path} (in {pathlib.Path.cwd()}); an address is {_SCHEMES}")
         return path
     downloads: dict[str, Callable[[pathlib.Path], remote.Checksums]] = {
@@ -77,13 +84,28 @@ def fetch(address: str, *, gcs_host: str = GCS_HOST) -> pathlib.Path:
     }
     if scheme not in downloads:
         raise ValueError(f"cannot fetch {address!r}; an address is {_SCHEMES}")
+    page = _HUB_PAGE.fullmatch(address)
+    if page:
+        revision = "" if page["revision"] == "main" else f"@{page['revision']}"
+        raise ValueError(f"{address} is a page, not a file; use hf://{page['name']}{revision}{page['path'] or ''}")
     return _cached(address, cache_path(address), downloads[scheme])
 
 
 def cache_path(address: str) -> pathlib.Path:
-    """Returns the place of an address in the cache: gs://bucket/a/b lies at gs/bucket+a+b."""
+    """Returns the place of an address in the cache: gs://bucket/a/b lies at gs/bucket+a+b.
+
+    Raises:
+        ValueError: the address names nothing, or goes up.
+    """
     scheme, _, rest = address.partition("://")
-    return cache_dir() / scheme / urllib.parse.quote(rest.strip("/"), safe="@=").replace("%2F", "+")
+    rest = rest.strip("/")
+    if not rest or {".", ".."} & set(rest.split("/")):
+        raise ValueError(f"{address!r} names nothing that could be fetched; an address is {_SCHEMES}")
+    name = urllib.parse.quote(rest, safe="@=").replace("%2F", "+")
+    beside = next((end for end in record.BESIDE if name.endswith(end)), "")
+    if beside:  # records, locks and the like have such names
+        name = name.removesuffix(beside) + beside.replace(".", "%2E")
+    return cache_dir() / scheme / name
 
 
 def _shipped(name: str) -> pathlib.Path:
@@ -97,41 +119,39 @@ def _cached(address: str, target: pathlib.Path, download: Callable[[pathlib.Path
     """Returns `target`, which `download` fills first unless it exists; one process at a time."""
     if target.exists():
         return target
-    with locked(target.parent / f"{target.name}.lock"):
+    with locked(record.lock_file(target)):
         if target.exists():
             return target
+        partial = target.parent / f"{target.name}.partial"
         try:
-            checksums = download(partial := target.parent / f"{target.name}.partial")
+            checksums = download(partial)
             arrived = record.make(address, partial)
             differing = record.differing(arrived, checksums)
             if differing:
-                _delete(partial)
+                disk.delete(partial)
                 raise ConnectionError(f"{len(differing)} files arrived damaged, such as {differing[0]!r}")
         except FileNotFoundError:
             raise
         except (OSError, http.client.HTTPException) as error:
-            raise ConnectionError(
-                f"could not download {address}: {error}. What arrived is kept, so the same command goes on from there. "
-                f"Without a network here, run `uv run scripts/fetch_weights.py {address} --export weights.tar` on a "
-                "machine that has one and `uv run scripts/fetch_weights.py --import weights.tar` here; or put it at "
-                f"{target} by hand, or set OPENPI_B1K_CACHE to a cache that holds it"
-            ) from error
+            raise _explained(error, address, target) from error
+        if not arrived.files:
+            disk.delete(partial)
+            raise FileNotFoundError(f"nothing at {address}: it is a directory without files")
         record.record_file(target).write_text(arrived.to_json())
         partial.rename(target)
+        drop_parts(partial)
     return target
 
 
-def _delete(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process at a time go on, of those that name the same lock file; its directory is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also when the process dies
-        yield
+def _explained(error: Exception, address: str, target: pathlib.Path) -> OSError:
+    """Returns an error that says what to do about a download that failed."""
+    kept = f"could not download {address}: {error}. What arrived is kept, so the same command goes on from there. "
+    if isinstance(error, OSError) and disk.is_to_blame(error):
+        return OSError(
+            error.errno, f"{kept}Make room for {target} and see that it may be written, or set OPENPI_B1K_CACHE"
+        )
+    return ConnectionError(
+        f"{kept}Without a network here, run `uv run scripts/fetch_weights.py {address} --export weights.tar` on a "
+        "machine that has one and `uv run scripts/fetch_weights.py --import weights.tar` here; or put it at "
+        f"{target} by hand, or set OPENPI_B1K_CACHE to a cache that holds it"
+    )

@@ -1,9 +1,8 @@
-"""Downloads weights and tokenizers into the cache, checks them, moves them to machines without a network.
+"""Gets weights and tokenizers into the cache ($OPENPI_B1K_CACHE, else ~/.cache/openpi_b1k) and to other machines.
 
-    uv run scripts/fetch_weights.py --recipe pi05_b1k          what a recipe starts from
-    uv run scripts/fetch_weights.py hf://sunshk/openpi_comet/pi05-b1kpt50-cs32 --export weights.tar
+A download that breaks off goes on with the same command. Addresses are such as hf://sunshk/openpi_comet/pi05-b1kpt50-cs32
+    uv run scripts/fetch_weights.py --recipe pi05_b1k --export weights.tar
     uv run scripts/fetch_weights.py --import weights.tar       on a machine that reaches no server
-A download that breaks off goes on with the same command. The cache is $OPENPI_B1K_CACHE, else ~/.cache/openpi_b1k.
 """
 
 import pathlib
@@ -24,6 +23,7 @@ def run(
     addresses: tyro.conf.Positional[tuple[str, ...]] = (),
     recipe: str | None = None,
     check: bool = False,
+    list_: Annotated[bool, tyro.conf.arg(name="list")] = False,
     export: pathlib.Path | None = None,
     import_: Annotated[pathlib.Path | None, tyro.conf.arg(name="import")] = None,
 ) -> int:
@@ -32,22 +32,22 @@ def run(
     Args:
         addresses: gs://, hf://, s3:// or https:// of weights or of a tokenizer.
         recipe: fetch the weights and the tokenizers of this recipe.
-        check: list all downloads, and compare every file with the SHA-256 it arrived with.
-        export: write what was asked for, else all downloads, into a tar file.
-        import_: take the downloads of such a file into the cache.
+        check: compare every file of all downloads with the SHA-256 it arrived with.
+        list_: list all downloads, without reading them.
+        export: write what was asked for, else all downloads, into a tar file for --import elsewhere.
+        import_: take the downloads of such a file into the cache; damaged ones that are there are replaced.
     """
     cache, wanted = paths.cache_dir(), [*addresses, *(cli.addresses(configs, recipe) if recipe else ())]
-    if not (wanted or check or export or import_):
-        raise ValueError("nothing to do: give an address, --recipe, --check, --export or --import")
+    if not (wanted or check or list_ or export or import_):
+        raise ValueError("nothing to do: give an address, --recipe, --check, --list, --export or --import")
     for address, outcome in moving.import_tar(import_, cache) if import_ else ():
         print(f"{address}: {outcome}")
     places = [paths.fetch(address) for address in wanted]
-    print("\n".join(f"{address}: at {place}" for address, place in zip(wanted, places, strict=True)))
+    print(*(f"{address}: at {place}" for address, place in zip(wanted, places, strict=True)), sep="\n")
     if export is not None:
         moving.export([entry for entry in record.entries(cache) if not wanted or entry.path in places], cache, export)
-        print(f"on the other machine: uv run scripts/fetch_weights.py --import {export.name}")
     states = [record.state(entry) for entry in record.entries(cache)] if check else []
-    print("\n".join(map(str, states)))
+    print(*(record.entries(cache) if list_ else ()), *states, sep="\n")
     return 0 if all(state.is_good for state in states) else 1
 
 

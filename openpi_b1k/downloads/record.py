@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 SUFFIX = ".record.json"
 SCHEMES = ("gs", "hf", "http", "https", "s3")
 """Folders of the cache that hold downloads."""
+BESIDE = (SUFFIX, ".lock", ".partial", ".parts", ".hf")
+"""How the names end that lie beside downloads; no download's own name does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +68,21 @@ class Entry:
         """What was downloaded, or the path if that is not known."""
         return self.record.address if self.record else str(self.path)
 
+    def __str__(self) -> str:
+        """Returns a line for it."""
+        if self.record is None:
+            return f"{self.path}: put there by hand, or by a version that kept no checksums"
+        return f"{self.address}: {self.record.num_bytes / 1e9:.2f} GB in {len(self.record.files)} files at {self.path}"
+
 
 def record_file(path: pathlib.Path) -> pathlib.Path:
     """Returns where the record of the download at `path` lies."""
     return path.parent / f"{path.name}{SUFFIX}"
+
+
+def lock_file(path: pathlib.Path) -> pathlib.Path:
+    """Returns the lock file of those who fill `path`."""
+    return path.parent / f"{path.name}.lock"
 
 
 def make(address: str, path: pathlib.Path) -> Record:
@@ -92,12 +105,11 @@ def entries(cache: pathlib.Path) -> list[Entry]:
     Raises:
         ValueError: a record cannot be read.
     """
-    unfinished = (SUFFIX, ".lock", ".partial", ".hf", ".download", ".etag")
     return [
         Entry(path, read(path))
         for scheme in SCHEMES
         for path in sorted((cache / scheme).glob("*"))
-        if not path.name.endswith(unfinished)
+        if not path.name.endswith(BESIDE)
     ]
 
 
