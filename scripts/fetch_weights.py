@@ -43,11 +43,11 @@ def run(
     for address, outcome in moving.import_tar(import_, cache) if import_ else ():
         print(f"{address}: {outcome}")
     places = [paths.fetch(address) for address in wanted]
-    print(*(f"{address}: at {place}" for address, place in zip(wanted, places, strict=True)), sep="\n")
+    sys.stdout.writelines(f"{address}: at {place}\n" for address, place in zip(wanted, places, strict=True))
     if export is not None:
         moving.export([entry for entry in record.entries(cache) if not wanted or entry.path in places], cache, export)
     states = [record.state(entry) for entry in record.entries(cache)] if check else []
-    print(*(record.entries(cache) if list_ else ()), *states, sep="\n")
+    sys.stdout.writelines(f"{line}\n" for line in [*(record.entries(cache) if list_ else ()), *states])
     return 0 if all(state.is_good for state in states) else 1
 
 
