@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-NOISY_LOGGERS = ("PIL", "absl", "orbax", "jax", "fsspec", "urllib3", "httpx", "wandb")
+NOISY_LOGGERS = ("PIL", "absl", "orbax", "jax", "fsspec", "urllib3", "httpx", "wandb", "websockets")
 
 
 class _BarFriendlyHandler(logging.Handler):
