@@ -77,9 +77,20 @@ def join_background_threads():
             thread.join(30)
 
 
-def test_a_save_that_hangs_is_given_up(tmp_path, monkeypatch, caplog):
-    release = threading.Event()
-    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", lambda *_: release.wait(60))
+@pytest.fixture
+def release(monkeypatch):
+    """Lets every save hang until the event is set; then it fails, as on a file system that comes back without files."""
+    event = threading.Event()
+
+    def hang(*_):
+        event.wait(60)
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", hang)
+    return event
+
+
+def test_a_save_that_hangs_is_given_up(tmp_path, release):
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig(timeout_s=1))
     checkpoints.save(1, make_items(1), make_files(1))
     with pytest.raises(CheckpointTimeoutError, match=r"checkpoint 1 was not written within --checkpoints.timeout-s 1;"):
@@ -92,9 +103,7 @@ def test_a_save_that_hangs_is_given_up(tmp_path, monkeypatch, caplog):
     assert contents.completed_checkpoints(tmp_path) == []
 
 
-def test_closing_a_run_whose_save_hangs_is_given_up_too(tmp_path, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", lambda *_: release.wait(60))
+def test_closing_a_run_whose_save_hangs_is_given_up_too(tmp_path, release):
     checkpoints = manager.CheckpointManager(tmp_path, CheckpointConfig(timeout_s=0.5))
     checkpoints.save(1, make_items(1), make_files(1))
     with pytest.raises(CheckpointTimeoutError, match="checkpoint 1 was not written within"):
