@@ -22,6 +22,7 @@ PLAIN = {
     "robots": {"config"},
     "transforms": {"config", "robots", "paths"},
     "sample": {"config", "robots", "paths"},
+    "rollouts": {"config", "robots", "paths", "metrics"},
 }
 ARRAYS = {
     "typing": set(),
@@ -39,9 +40,9 @@ ROOMS = {
     "serving": {*SHARED, "transforms", "models", "checkpoints"},
     "pytorch": {*SHARED, "transforms", "checkpoints", "serving"},
     "conversion": {*SHARED, "transforms", "models", "checkpoints", "serving", "pytorch"},
-    "evaluation": {*SHARED, "transforms", "sample", "data", "models", "checkpoints", "serving"},
-    "curation": {*SHARED, "transforms", "data"},
-    "benchmarks": {*SHARED, "transforms", "sample", "data", "curation"},
+    "evaluation": {*SHARED, "transforms", "sample", "data", "models", "checkpoints", "serving", "rollouts"},
+    "curation": {*SHARED, "transforms", "data", "rollouts"},
+    "benchmarks": {*SHARED, "transforms", "sample", "data", "curation", "models", "checkpoints", "serving"},
 }
 ONLY = {("checkpoints", "transforms"): {"transforms.normalize"}}  # of a room, just these modules
 

@@ -1,0 +1,1 @@
+"""What comes out of rollouts: results in the official layouts, scores, intervals, recordings. NumPy, no JAX."""
