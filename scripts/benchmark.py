@@ -1,4 +1,4 @@
-"""Measures what training data cost, on generated data: `uv run scripts/benchmark.py loader|metadata|statistics`.
+"""Measures what data and serving cost, on generated data: `uv run scripts/benchmark.py loader|policy|...`.
 
 The loader's data are made on first use, in the cache: about a minute for each kind. --json FILE keeps the rows.
 """

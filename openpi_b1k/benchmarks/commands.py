@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import tempfile
 from typing import Annotated
@@ -10,6 +11,7 @@ import tyro
 
 from openpi_b1k.benchmarks import opening, statistics, videos
 from openpi_b1k.benchmarks.settings import Settings
+from openpi_b1k.benchmarks.training_settings import TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,71 @@ class Statistics:
         return [dataclasses.asdict(statistics.measure(self.frames))]
 
 
-Command = Loader | Metadata | Statistics
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Time of a reply, from its request's last byte on, over loopback with images at full size, beside the resizes."""
+
+    checkpoint: pathlib.Path | None = None
+    """Whose model is timed, too; default: a network that answers at once."""
+    num_envs: tuple[int, ...] = (1, 16)
+    """Environments of a connection; a row each."""
+    chunks: int = 100
+    """New chunks to time for each."""
+    soak_minutes: float = 0.0
+    """Instead: send 30 requests per second for so long, check each reply, and watch memory."""
+    json: pathlib.Path | None = None
+    """Where the rows are written, too."""
+
+    def rows(self) -> list[dict]:
+        """Returns a row per number of environments, or the one of the soak."""
+        from openpi_b1k.benchmarks import policy, soak  # noqa: PLC0415  # imports jax; --help answers at once
+
+        if self.soak_minutes > 0:
+            if self.checkpoint is not None:
+                raise ValueError("a soak checks replies by what the null network answers: leave --checkpoint out")
+            return [dataclasses.asdict(soak.measure(60 * self.soak_minutes))]
+        subject = policy.null_subject() if self.checkpoint is None else policy.checkpoint_subject(self.checkpoint)
+        return [dataclasses.asdict(row) for row in policy.measure(subject, self.num_envs, self.chunks)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Time, samples per second and memory of loss, gradients and whole updates, with random weights."""
+
+    json: pathlib.Path | None = None
+    """Where the rows are written, too."""
+    compare: pathlib.Path | None = None
+    """Rows kept by --json before: adds how many times as fast these are."""
+    settings: Annotated[TrainingSettings, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainingSettings)
+
+    def rows(self) -> list[dict]:
+        """Returns a row per program.
+
+        Raises:
+            ValueError: `compare` holds no such rows, or the model does not fit the devices.
+        """
+        before = {} if self.compare is None else medians(self.compare)
+        from openpi_b1k.benchmarks import training  # noqa: PLC0415  # imports jax; --help answers at once
+
+        rows = [dataclasses.asdict(row) for row in training.measure(self.settings)]
+        if before:
+            rows = [row | {"speedup": before.get(row["name"], math.nan) / row["median_s"]} for row in rows]
+        return rows
+
+
+Command = Loader | Metadata | Statistics | Policy | Train
+
+
+def medians(path: pathlib.Path) -> dict[str, float]:
+    """Returns {name: median seconds} of the rows that --json kept.
+
+    Raises:
+        ValueError: the file holds no such rows.
+    """
+    try:
+        return {row["name"]: float(row["median_s"]) for row in json.loads(path.read_text())}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold rows of benchmark.py train --json: {error!r}") from error
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
@@ -67,10 +133,12 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Returns rows as text, a column each."""
+    """Returns rows as a Markdown table, a column each."""
     lines = []
     for name in rows[0]:
         values = [row[name] for row in rows]
         shown = [f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value}" for value in values]
-        lines.append(f"{name:26}" + "".join(f"{value:>16}" for value in shown))
+        lines.append(f"| {name:26} |" + "".join(f"{value:>16} |" for value in shown))
+        if len(lines) == 1:
+            lines.append("| --- |" + " ---: |" * len(rows))
     return "\n".join(lines)

@@ -9,6 +9,9 @@ import pydantic
 
 from openpi_b1k.config.train import TrainConfig
 
+SHOWN = 4
+"""Problems of a config that a message names."""
+
 
 def to_json(config: TrainConfig) -> str:
     """Returns the config as indented JSON text."""
@@ -36,7 +39,14 @@ def read(path: pathlib.Path) -> TrainConfig:
     try:
         return from_json(path.read_text())
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path} is not a config of this version: {error}") from error
+        raise ValueError(f"{path} is not a config of this version: {_told(error)}") from error
+
+
+def _told(error: pydantic.ValidationError) -> str:
+    """Returns what is wrong with which keys, the first few."""
+    problems = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()]
+    shown = "; ".join(problems[:SHOWN])
+    return shown + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:  # Any: any config dataclass; values are plain

@@ -36,3 +36,13 @@ def test_an_image_of_the_right_size_is_not_touched():
     assert resized["images"]["left_wrist"].shape == (8, 8, 3)
     assert images["left_wrist"].shape == (16, 16, 3)
     assert resized["prompt"] == "wave"
+
+
+def test_colours_cut_out_of_rgba_are_resized_as_if_they_were_alone():
+    rgba = np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8)
+    cut = rgba[..., :3]
+    assert not cut.flags.c_contiguous
+    np.testing.assert_array_equal(resize_with_pad(cut, 8), resize_with_pad(cut.copy(), 8))
+    flipped = rgba[::-1, ::-1, 2::-1]
+    np.testing.assert_array_equal(resize_with_pad(flipped, 8), resize_with_pad(flipped.copy(), 8))
+    np.testing.assert_array_equal(resize_with_pad(cut[..., 0], 8), resize_with_pad(cut[..., 0].copy(), 8))
