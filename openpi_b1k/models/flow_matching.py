@@ -1,7 +1,7 @@
 """Flow matching as pure functions: path, times, masked loss, Euler integration. Time 1 is noise, 0 the action."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ Velocity = Callable[[Float[Array, "b ah ad"], Float[Array, ""]], Float[Array, "b
 """From noisy actions and their flow time to the velocity."""
 
 
+@runtime_checkable  # so that functions under typecheck can take one
 class Guide(Protocol):
     """Leads the integration of a chunk towards actions that are known: `realtime`, `inpainting`."""
 

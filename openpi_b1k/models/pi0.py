@@ -190,9 +190,18 @@ class Model:
 
     @typecheck
     def sample_actions(
-        self, params: Params, observation: Observation, noise: Float[Array, "b ah ad"], *, num_flow_steps: int
+        self,
+        params: Params,
+        observation: Observation,
+        noise: Float[Array, "b ah ad"],
+        *,
+        num_flow_steps: int,
+        guide: flow_matching.Guide | None = None,
     ) -> Float[Array, "b ah ad"]:
-        """Returns the action chunk that `noise` flows to, normalised as in training."""
+        """Returns the action chunk that `noise` flows to, normalised as in training.
+
+        A guide leads it towards actions that are known; None changes nothing, to the bit.
+        """
         network = self.network(params)
 
         def velocity(noisy_actions: Array, time: Array) -> Array:
@@ -202,4 +211,5 @@ class Model:
 
         with on_mesh(self.mesh):
             prefix = network.read_prefix(observation)
-            return flow_matching.integrate(velocity, noise.astype(jnp.float32), num_flow_steps=num_flow_steps)
+            start = noise.astype(jnp.float32)
+            return flow_matching.integrate(velocity, start, num_flow_steps=num_flow_steps, guide=guide)

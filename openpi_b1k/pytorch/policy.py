@@ -6,6 +6,7 @@ Such a directory has `model.safetensors` beside the `config.json`, `checkpoint.j
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,24 @@ class TorchBackend:
             return self._network.sample_actions(tensors, torch.from_numpy(noise).to(self._device)).cpu().numpy()
 
 
+class TorchPolicy(Policy):
+    """A policy whose chunks cannot continue others: this sampler takes no guide."""
+
+    def prepare(self, sample: dict[str, Any]) -> ModelSample:
+        """Returns a raw sample as the network sees it.
+
+        Raises:
+            KeyError: as for any policy.
+            ValueError: as for any policy, or the sample has a `continuation`.
+        """
+        if "continuation" in sample:
+            raise ValueError(
+                "PyTorch cannot lead a chunk towards known actions: leave out real_time and kept_actions, or serve the "
+                "checkpoint this directory was converted from"
+            )
+        return super().prepare(sample)
+
+
 def load(
     directory: pathlib.Path | str,
     *,
@@ -68,4 +87,4 @@ def load(
     info = contents.read_info(directory)
     logger.info("policy of %s: %d steps, computed on %s", directory, info.completed_steps, device)
     tokenizer = Tokenizer(directory / contents.TOKENIZER_FILE)
-    return Policy(config, assets, tokenizer, TorchBackend(network, device, seed))
+    return TorchPolicy(config, assets, tokenizer, TorchBackend(network, device, seed))

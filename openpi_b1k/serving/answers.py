@@ -4,18 +4,19 @@ import asyncio
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openpi_b1k.serving import protocol
 from openpi_b1k.serving.batching import Batcher, Chunk, Timing
-from openpi_b1k.serving.executor import Executor
+from openpi_b1k.serving.continuing import Guidance
+from openpi_b1k.serving.executor import Continuation, Executor
 from openpi_b1k.serving.policies import Policies, Profile
 from openpi_b1k.serving.prompts import PromptBook, task_name
 from openpi_b1k.serving.requests import Environment, Request, raw_sample
-from openpi_b1k.serving.sessions import Session, Slot
+from openpi_b1k.serving.sessions import Pending, Session, Slot
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,17 @@ class Answer:
     timing: Timing
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Question:
+    """What the model is asked."""
+
+    environment: Environment
+    task: str | None
+    step: int = 0
+    """Of the episode."""
+    continuation: Continuation | None = None
+
+
 class Answers:
     """Answers requests of all sessions."""
 
@@ -39,6 +51,7 @@ class Answers:
         batcher: Batcher,
         prompts: PromptBook,
         make_executor: Callable[[Profile], Executor],
+        guidances: Mapping[str, Guidance | None],
     ) -> None:
         """Asks nothing yet.
 
@@ -47,22 +60,23 @@ class Answers:
             batcher: of the same policies.
             prompts: what they are told.
             make_executor: how an environment of a policy executes its chunks.
+            guidances: policy name -> how its chunks continue those before; None where they do not.
         """
         self._policies, self._batcher, self._prompts, self._make_executor = policies, batcher, prompts, make_executor
-        self._trained = policies.prompts
+        self._guidances, self._trained = guidances, policies.prompts
 
     async def answer(self, session: Session, request: Request) -> Answer:
         """Returns the reply to a request; images are looked at only where a new chunk is due.
 
         Raises:
-            KeyError: an observation lacks something.
+            KeyError: an observation lacks something, this one or one whose chunk was computed meanwhile.
             ValueError: something in it is wrong, or its task has no policy or prompt.
         """
         tasks = [self._task(one) for one in request.environments]
         if request.kind == "openpi":
-            [chunk] = await self._ask(
-                session, [(one, task, 0) for one, task in zip(request.environments, tasks, strict=True)]
-            )
+            [environment], [task] = request.environments, tasks
+            [future] = self._submit(session, [_Question(environment, task)])
+            chunk = await future
             return Answer({protocol.ACTIONS: chunk.actions}, chunk.timing)
         self._assign(session, tasks)
         num_actions = request.chunk_size if request.chunk_size and session.can_replay else 1
@@ -97,35 +111,46 @@ class Answers:
         return Slot(self._make_executor(self._policies.profile(task)), task)
 
     async def _refill(self, session: Session, environments: Sequence[Environment], num_actions: int) -> Timing:
-        """Asks the model for the environments whose next actions are not known, all in one call."""
-        due = [i for i, slot in enumerate(session.slots) if slot.executor.needs_chunk(num_actions)]
-        slots = [session.slots[i] for i in due]
-        chunks = await self._ask(
-            session, [(environments[i], slot.task, slot.num_steps) for i, slot in zip(due, slots, strict=True)]
-        )
-        for slot, chunk in zip(slots, chunks, strict=True):
-            slot.executor.accept(chunk.actions)
-        return max((chunk.timing for chunk in chunks), key=dataclasses.astuple, default=NO_CALL)
+        """Has all environments know their next actions; returns the timing of the chunks that are new to this reply.
 
-    async def _ask(self, session: Session, asked: Sequence[tuple[Environment, str | None, int]]) -> list[Chunk]:
-        """Returns the chunk of each (environment, its task, its step)."""
+        A chunk is waited for only where the environment cannot go on without it, as in real time it mostly can: then
+        the reply to a later request brings it in, or says what failed.
+        """
+        slots = session.slots
+        found = [slot.adopt() for slot in slots]
+        found += await self._arrived(slots, num_actions)
+        due = [i for i, slot in enumerate(slots) if slot.pending is None and slot.executor.needs_chunk(num_actions)]
+        questions = [
+            _Question(environments[i], slots[i].task, slots[i].num_steps, slots[i].executor.continuation(num_actions))
+            for i in due
+        ]
+        for i, chunk in zip(due, self._submit(session, questions), strict=True):
+            slots[i].pending = Pending(slots[i].executor.now(), chunk)
+        found += await self._arrived(slots, num_actions)
+        return max((chunk.timing for chunk in found if chunk is not None), key=dataclasses.astuple, default=NO_CALL)
+
+    async def _arrived(self, slots: Sequence[Slot], num_actions: int) -> list[Chunk | None]:
+        """Returns the chunks without which an environment cannot hand out its next actions, once they are adopted."""
+        waiting = [(slot, slot.pending.chunk) for slot in slots if slot.pending is not None]
+        stuck = [(slot, chunk) for slot, chunk in waiting if not slot.executor.can_go_on(num_actions)]
+        if stuck:
+            await asyncio.wait([chunk for _, chunk in stuck])
+        return [slot.adopt() for slot, _ in stuck]
+
+    def _submit(self, session: Session, questions: Sequence[_Question]) -> list[asyncio.Future[Chunk]]:
+        """Returns what will hold the answer to each question; those to one policy are asked in one call."""
         by_policy: dict[str, list[int]] = collections.defaultdict(list)
         samples = []
-        for i, (environment, task, step) in enumerate(asked):
-            profile = self._policies.profile(task)
-            prompt = self._prompts.prompt(task, environment.prompt, step, profile.prompts)
-            samples.append(raw_sample(environment.observation, profile.robot, profile.source, prompt))
+        for i, one in enumerate(questions):
+            profile = self._policies.profile(one.task)
+            prompt = self._prompts.prompt(one.task, one.environment.prompt, one.step, profile.prompts)
+            sample = raw_sample(one.environment.observation, profile.robot, profile.source, prompt)
+            if one.continuation is not None:
+                sample |= {"continuation": one.continuation, "guidance": self._guidances[profile.name]}
+            samples.append(sample)
             by_policy[profile.name].append(i)
-        groups = await asyncio.gather(
-            *[self._batcher.chunks(name, [samples[i] for i in group], session) for name, group in by_policy.items()]
-        )
-        found = {
-            i: one
-            for group, chunks in zip(by_policy.values(), groups, strict=True)
-            for i, one in zip(group, chunks, strict=True)
-        }
-        chunks = [found[i] for i in range(len(asked))]
-        for chunk in chunks:
-            if isinstance(chunk, BaseException):
-                raise chunk
-        return [chunk for chunk in chunks if isinstance(chunk, Chunk)]
+        chunks = {}
+        for name, group in by_policy.items():
+            submitted = self._batcher.submit(name, [samples[i] for i in group], session)
+            chunks.update(zip(group, submitted, strict=True))
+        return [chunks[i] for i in range(len(questions))]

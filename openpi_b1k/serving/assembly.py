@@ -14,6 +14,7 @@ from openpi_b1k.config.serving import ExecutionConfig
 from openpi_b1k.serving.answers import Answers
 from openpi_b1k.serving.batching import WINDOW_S, Batcher
 from openpi_b1k.serving.chunking import make_executor
+from openpi_b1k.serving.continuing import Guidance, blank_continuation, guidance_for
 from openpi_b1k.serving.executor import Executor
 from openpi_b1k.serving.policies import Policies, Profile
 from openpi_b1k.serving.prompts import PromptBook
@@ -38,11 +39,6 @@ class Setup:
     keep_s: float = KEEP_S
 
     def __post_init__(self) -> None:
-        if self.execution.kind == "real_time" or self.execution.kept_actions:
-            raise ValueError(
-                "the server cannot yet tell the sampler what a chunk should agree with: leave out kept_actions, and "
-                "choose receding_horizon, temporal_ensemble or receding_temporal"
-            )
         if min(self.batch_sizes, default=1) < 1:
             raise ValueError(f"batch sizes must be at least 1; got {self.batch_sizes}")
 
@@ -52,6 +48,7 @@ async def serving(setup: Setup, host: str = "127.0.0.1", port: int = 8000) -> As
     """Serves while entered; gives the port, which is a free one if 0 was asked for. Nothing listens before it is warm.
 
     Raises:
+        FileNotFoundError: a file that the execution needs is missing.
         OSError: the address cannot be listened to.
         ValueError: the policies cannot be executed like that.
     """
@@ -66,13 +63,17 @@ async def serving(setup: Setup, host: str = "127.0.0.1", port: int = 8000) -> As
     def executor(profile: Profile) -> Executor:
         return make_executor(setup.execution, profile.robot.action, profile.action_horizon)
 
-    answers = Answers(setup.policies, batcher, setup.prompts, executor)
+    guidances = {
+        profile.name: guidance_for(setup.execution, profile.robot.action, profile.action_horizon)
+        for profile in setup.policies.profiles
+    }
+    answers = Answers(setup.policies, batcher, setup.prompts, executor, guidances)
     server = Server(answers, sessions, metadata=setup.metadata, api_key=setup.api_key, limits=setup.limits)
     try:
         for profile in setup.policies.profiles:
             executor(profile)  # refuses an execution horizon beyond the chunk now, and not at the first request
         first = setup.policies.profiles[0]
-        await batcher.warm_up(first.name, blank_sample(first))
+        await batcher.warm_up(first.name, blank_samples(first, guidances[first.name]))
         yield await server.start(host, port)
     finally:
         await server.close()
@@ -99,6 +100,15 @@ def serving_in_thread(setup: Setup, host: str = "127.0.0.1", port: int = 0) -> I
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def blank_samples(profile: Profile, guidance: Guidance | None) -> list[dict[str, Any]]:
+    """Returns raw samples for a policy to warm up on: one, and one that continues a chunk where that is done."""
+    free = blank_sample(profile)
+    if guidance is None:
+        return [free]
+    known = blank_continuation(guidance, profile.robot.action)
+    return [free, free | {"continuation": known, "guidance": guidance}]
 
 
 def blank_sample(profile: Profile) -> dict[str, Any]:

@@ -25,6 +25,10 @@ WINDOW_S = 0.004
 """How long a request waits for those of other clients."""
 
 
+class ModelFailedError(RuntimeError):
+    """A policy could not be loaded, or its network failed: not the fault of what was asked."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
     """Where the time of a chunk went, in ms; of a shared call, the whole of it."""
@@ -85,20 +89,11 @@ class Batcher:
         self._preparers = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "prepare")
         self._task: asyncio.Task[None] | None = None
 
-    async def warm_up(self, name: str, sample: dict[str, Any]) -> None:
-        """Calls a policy once for each batch size, so that no request waits for the compiler."""
+    async def warm_up(self, name: str, samples: Sequence[dict[str, Any]]) -> None:
+        """Calls a policy for each batch size with copies of each sample, so that no request waits for the compiler."""
         for size in self._batch_sizes or [1]:
-            await asyncio.gather(*self._submit(name, [sample] * size, client=self))
-
-    async def chunks(self, name: str, samples: Sequence[dict[str, Any]], client: object) -> list[Chunk | Exception]:
-        """Returns a chunk of the policy called `name` for each sample, or why there is none.
-
-        Args:
-            name: of the policy.
-            samples: raw samples.
-            client: whoever asks; to tell how many clients have.
-        """
-        return await asyncio.gather(*self._submit(name, samples, client), return_exceptions=True)  # type: ignore[return-value]  # futures are never cancelled, so no BaseException
+            for sample in samples:
+                await asyncio.gather(*self.submit(name, [sample] * size, client=self))
 
     async def close(self) -> None:
         """Ends the threads when their present call is over; what still waits is cancelled."""
@@ -110,9 +105,18 @@ class Batcher:
         for threads in (self._owner, self._preparers):
             await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
-    def _submit(self, name: str, samples: Sequence[dict[str, Any]], client: object) -> list[asyncio.Future[Chunk]]:
+    def submit(self, name: str, samples: Sequence[dict[str, Any]], client: object) -> list[asyncio.Future[Chunk]]:
+        """Returns, at once, what will hold a chunk of the policy called `name` for each sample, or why there is none.
+
+        Args:
+            name: of the policy.
+            samples: raw samples.
+            client: whoever asks; to tell how many clients have. It need not wait for its chunks.
+        """
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         asked = [_Asked(name, sample, loop.create_future(), client, now) for sample in samples]
+        for one in asked:
+            one.future.add_done_callback(_look_at)
         self._waiting += asked
         self._arrived.set()
         if self._task is None or self._task.done():
@@ -149,21 +153,17 @@ class Batcher:
         """Gives each of a batch its chunk or its error: what fails for one sample fails for that one alone."""
         [policy] = await self._in(self._owner, [functools.partial(self._policies.get, name)])
         if isinstance(policy, BaseException):
-            _fail(batch, policy)
+            _fail(batch, _model_failure(policy))
             return
         loaded = time.perf_counter()
-        prepared = await self._in(self._preparers, [functools.partial(policy.prepare, one.sample) for one in batch])
-        fine = [(asked, inputs) for asked, inputs in zip(batch, prepared, strict=True) if isinstance(inputs, dict)]
-        for asked, inputs in zip(batch, prepared, strict=True):
-            if isinstance(inputs, BaseException):
-                _fail([asked], inputs)
+        fine = await self._prepared(policy, batch)
         if not fine:
             return
         ready = time.perf_counter()
         [called] = await self._in(self._owner, [functools.partial(self._call, policy, [inputs for _, inputs in fine])])
         if isinstance(called, BaseException):
             if len(fine) == 1:
-                _fail([fine[0][0]], called)
+                _fail([fine[0][0]], _model_failure(called))
             else:  # whose fault it was shows when each is called alone
                 for asked, _ in fine:
                     await self._answer(name, [asked])
@@ -171,8 +171,23 @@ class Batcher:
         actions, model_s, post_s = called
         for (asked, _), one in zip(fine, actions, strict=True):
             timing = Timing(*(1000 * value for value in (loaded - asked.at, ready - loaded, model_s, post_s)))
-            if not asked.future.done():
+            if not np.isfinite(one).all():
+                _fail([asked], ModelFailedError(f"a chunk of policy {name!r} holds NaN or infinity"))
+            elif not asked.future.done():
                 asked.future.set_result(Chunk(one, timing))
+
+    async def _prepared(self, policy: Acting, batch: list[_Asked]) -> list[tuple[_Asked, dict[str, Any]]]:
+        """Returns the model's inputs of those for whom there are any; the others get their errors."""
+        prepared = await self._in(self._preparers, [functools.partial(policy.prepare, one.sample) for one in batch])
+        fine = []
+        for asked, inputs in zip(batch, prepared, strict=True):
+            if not isinstance(inputs, BaseException):
+                fine.append((asked, inputs))
+            elif isinstance(inputs, ValueError | KeyError):  # what is wrong with the sample
+                _fail([asked], inputs)
+            else:
+                _fail([asked], _model_failure(inputs))
+        return fine
 
     def _call(self, policy: Acting, inputs: list[dict[str, Any]]) -> tuple[list[np.ndarray], float, float]:
         """Returns finished chunks, and the seconds the model and what follows it took."""
@@ -186,8 +201,34 @@ class Batcher:
     async def _in(
         self, threads: concurrent.futures.ThreadPoolExecutor, calls: Sequence[Callable[[], Result]]
     ) -> list[Result | BaseException]:
+        """Returns what the calls return, or raise, once all are over."""
         loop = asyncio.get_running_loop()
-        return await asyncio.gather(*[loop.run_in_executor(threads, call) for call in calls], return_exceptions=True)
+        running = [loop.run_in_executor(threads, _caught, call) for call in calls]
+        return await asyncio.gather(*running, return_exceptions=True)
+
+
+def _look_at(future: asyncio.Future[Chunk]) -> None:
+    """Has asyncio not complain of an error that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _caught(call: Callable[[], Result]) -> Result:
+    """Calls; what no future can hold, and would never be heard of, becomes an error that it can.
+
+    Raises:
+        RuntimeError: StopIteration was raised.
+    """
+    try:
+        return call()
+    except StopIteration as error:
+        raise RuntimeError("an iterator ended early") from error
+
+
+def _model_failure(cause: BaseException) -> ModelFailedError:
+    failure = ModelFailedError(f"{type(cause).__name__}: {cause}")
+    failure.__cause__ = cause
+    return failure
 
 
 def _fail(batch: list[_Asked], error: BaseException) -> None:

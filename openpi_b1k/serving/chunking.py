@@ -38,17 +38,18 @@ class NewestPlan(Executor):
         self._kept: np.ndarray | None = None  # of a resampled plan: the actions after the executed ones
         self._delays: collections.deque[int] = collections.deque([config.initial_delay], maxlen=NUM_DELAYS)
 
-    def continuation(self) -> Continuation | None:
+    def continuation(self, num_actions: int = 0) -> Continuation | None:
         """Returns what a chunk asked for now should agree with; None where it is free.
 
-        Real-time: the rest of the plan, of which the longest recent delay's actions are fixed. Otherwise the kept
-        actions, those after the executed ones; a resampled plan that is interrupted early has none.
+        Real-time: the rest of the plan, of which the longest recent delay's actions are fixed, and at least the
+        `num_actions` handed out at once. Otherwise the kept actions, those after the executed ones; a resampled
+        plan that is interrupted early has none.
         """
         if self._plan is None or not self._plan.covers(self._step):
             return self._kept_after_resampling()
         rest = self._plan.actions[self._step - self._plan.start :]
         if self._config.kind == "real_time":
-            return Continuation(rest.copy(), min(max(self._delays), len(rest)))
+            return Continuation(rest.copy(), min(max(num_actions, *self._delays), len(rest)))
         num_kept = self._config.kept_actions
         if not num_kept or self._kept is not None:
             return None
@@ -76,6 +77,11 @@ class NewestPlan(Executor):
         return True
 
     def _due_step(self) -> int:
+        return self._due
+
+    def _end_step(self) -> int:
+        if self._config.kind == "real_time" and self._plan is not None:
+            return self._plan.end
         return self._due
 
     def _action_at(self, step: int) -> np.ndarray | None:

@@ -117,6 +117,11 @@ class Client:
             except (OSError, http.client.HTTPException):
                 return False
 
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the next action is known already, so that `act` looks at no observation."""
+        return bool(self._replay)
+
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Returns the next action, float32 [23], or [n, 23] for an observation of n environments.
 

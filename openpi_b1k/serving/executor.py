@@ -9,6 +9,8 @@ says what to do from there on.
 
 A chunk may come late: until it is there the plans at hand go on while they last, and of a late chunk the actions whose
 steps have passed are left out. A chunk asked for before a reset, or seen before the newest plan was, is ignored.
+
+Real-time chunking makes a virtue of it: a chunk that is due is computed while the plan goes on.
 """
 
 import abc
@@ -83,6 +85,10 @@ class Executor(abc.ABC):
         """Returns whether the model is due to be asked before the next `num_actions` actions have been handed out."""
         return self._due_step() < self._step + num_actions
 
+    def can_go_on(self, num_actions: int = 1) -> bool:
+        """Returns whether the next `num_actions` actions may be handed out before another chunk is there."""
+        return self._step + num_actions <= self._end_step()
+
     def accept(self, chunk: np.ndarray, observed: Moment | None = None) -> bool:
         """Takes a chunk over; returns whether it is of use, rather than outdated.
 
@@ -121,11 +127,11 @@ class Executor(abc.ABC):
         return action
 
     def remaining(self, num_actions: int) -> np.ndarray:
-        """Returns the next actions, at most `num_actions`, that the model is not asked for; float32 [n, a].
+        """Returns the next actions, at most `num_actions`, that may be handed out before another chunk; float32 [n, a].
 
         They stay to be handed out: `next_action` returns the same ones.
         """
-        steps = range(self._step, min(self._step + num_actions, self._due_step()))
+        steps = range(self._step, min(self._step + num_actions, self._end_step()))
         actions = [action for step in steps if (action := self._action_at(step)) is not None]
         return np.stack(actions) if actions else np.zeros((0, self._layout.size), np.float32)
 
@@ -134,8 +140,13 @@ class Executor(abc.ABC):
         self._episode, self._step = self._episode + 1, 0
         self._forget()
 
-    def continuation(self) -> Continuation | None:
-        """Returns what a chunk asked for now should agree with; None where it is free."""
+    def continuation(self, num_actions: int = 0) -> Continuation | None:
+        """Returns what a chunk asked for now should agree with; None where it is free.
+
+        Args:
+            num_actions: how many actions are handed out at once, whatever the chunk will say.
+        """
+        del num_actions
         return None
 
     @abc.abstractmethod
@@ -145,6 +156,10 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def _due_step(self) -> int:
         """Returns the step at which the model is due; 0 without a plan."""
+
+    def _end_step(self) -> int:
+        """Returns the step at which another chunk must be there: when it is due, unless the plan goes on meanwhile."""
+        return self._due_step()
 
     @abc.abstractmethod
     def _action_at(self, step: int) -> np.ndarray | None:

@@ -11,8 +11,10 @@ import numpy as np
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.checkpoints.params import WeightsKind, load_params
 from openpi_b1k.config.model import ModelConfig
+from openpi_b1k.models.flow_matching import Guide
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Observation
+from openpi_b1k.serving.guides import guide_of
 from openpi_b1k.serving.policy import ModelSample, Policy, dense, stacked
 from openpi_b1k.sharding import make_mesh, replicated
 from openpi_b1k.transforms.tokenize import Tokenizer
@@ -22,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class JaxBackend:
-    """Samples with the model in JAX; compiles for each number of samples at its first call."""
+    """Samples with the model in JAX; compiles for each number of samples at its first call, with a guide and without.
+
+    A call in which no sample continues a chunk runs the program without one.
+    """
 
     def __init__(self, model_config: ModelConfig, params: Params, seed: int = 0) -> None:
         """Compiles nothing yet.
@@ -37,11 +42,19 @@ class JaxBackend:
         self._key = jax.random.key(seed)
         self._num_calls = 0
 
+    def restart(self) -> None:
+        """Has the noise begin anew: the calls that follow get that of the first ones."""
+        self._num_calls = 0
+
     def sample(self, inputs: Sequence[ModelSample]) -> np.ndarray:
-        """Returns one normalised action chunk per model sample, [n, ah, ad], from new noise at every call."""
+        """Returns one normalised action chunk per model sample, [n, ah, ad], from new noise at every call.
+
+        Raises:
+            ValueError: samples are to be guided in different ways.
+        """
         self._num_calls += 1
         key = jax.random.fold_in(self._key, self._num_calls)
-        return np.asarray(self._sample(self._params, Observation(**stacked(inputs)), key))
+        return np.asarray(self._sample(self._params, Observation(**stacked(inputs)), key, guide_of(inputs)))
 
 
 def load(checkpoint: pathlib.Path | str, seed: int = 0, weights_kind: WeightsKind = "ema") -> Policy:
@@ -71,13 +84,14 @@ def load(checkpoint: pathlib.Path | str, seed: int = 0, weights_kind: WeightsKin
 
 @functools.cache
 def compiled_sampler(model_config: ModelConfig) -> Callable:
-    """Returns jitted (params, observation, key) -> normalised chunks [b, ah, ad]."""
+    """Returns jitted (params, observation, key, guide or nothing) -> normalised chunks [b, ah, ad]."""
     model = Model(model_config)
 
     @jax.jit
-    def sample(params: Params, observation: Observation, key: jax.Array) -> jax.Array:
+    def sample(params: Params, observation: Observation, key: jax.Array, guide: Guide | None = None) -> jax.Array:
         shape = (observation.state.shape[0], model_config.action_horizon, model_config.action_dim)
         noise = jax.random.normal(key, shape)
-        return model.sample_actions(params, observation, noise, num_flow_steps=model_config.num_flow_steps)
+        steps = model_config.num_flow_steps
+        return model.sample_actions(params, observation, noise, num_flow_steps=steps, guide=guide)
 
     return sample

@@ -10,6 +10,7 @@ from openpi_b1k.checkpoints.contents import Assets
 from openpi_b1k.config.model import LoraConfig, ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.robots.r1pro import r1pro
+from openpi_b1k.serving.continuing import CARRIED, with_continuation
 from openpi_b1k.transforms.pipeline import input_pipeline, output_pipeline
 from openpi_b1k.transforms.tokenize import Tokenizer
 
@@ -23,7 +24,13 @@ class Backend(Protocol):
     """A network with its parameters and its source of noise."""
 
     def sample(self, inputs: Sequence[ModelSample]) -> np.ndarray:
-        """Returns one normalised action chunk per model sample, [n, ah, ad], from new noise at every call."""
+        """Returns one normalised action chunk per model sample, [n, ah, ad], from new noise at every call.
+
+        Model samples with a `continuation` are to agree with it, as their `guidance` says.
+
+        Raises:
+            ValueError: they are not to be guided in one way.
+        """
         ...
 
 
@@ -59,6 +66,9 @@ class Policy:
     def infer(self, samples: Sequence[dict[str, Any]]) -> np.ndarray:
         """Returns one action chunk per raw sample, float32 [n, action horizon, 23], in the robot's units.
 
+        A raw sample may have a `continuation`, actions known from before, with the `guidance` that says how closely
+        the chunk agrees with them.
+
         Raises:
             KeyError: a sample lacks a camera, its depth, the prompt or the proprio.
             ValueError: a sample does not fit the robot or the model; the message says how.
@@ -74,7 +84,10 @@ class Policy:
             KeyError: as `infer`.
             ValueError: as `infer`.
         """
-        return self._inputs(sample)
+        if "continuation" not in sample:
+            return self._inputs(sample)
+        raw = with_continuation(sample, sample["continuation"], self.config.model.action_horizon)
+        return self._inputs(raw) | {name: sample[name] for name in CARRIED}
 
     def predict(self, inputs: Sequence[ModelSample]) -> np.ndarray:
         """Returns one normalised chunk per model sample, [n, ah, ad], when all are computed."""

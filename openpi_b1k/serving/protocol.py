@@ -38,10 +38,12 @@ MAX_PARTS = 1024
 MAX_LENGTH = 256
 """Entries of one map or list."""
 MAX_TEXT = 64 * 1024
-"""Bytes of one text."""
+"""Bytes of one text; longer ones are not even decoded."""
 MAX_DEPTH = 8
 """Maps and lists inside each other."""
 MAX_AXES = 8
+MAX_SHOWN = 1000
+"""Characters of an error that are told and logged; it may quote what a client sent."""
 
 _ARRAY, _SCALAR, _DATA, _DTYPE, _SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 _ARRAY_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
@@ -87,6 +89,7 @@ def unpack(data: bytes) -> Any:
             list_hook=counted,
             max_array_len=MAX_LENGTH,
             max_map_len=MAX_LENGTH,
+            max_str_len=MAX_TEXT,
             max_ext_len=0,
         )
     except ProtocolError:
@@ -113,6 +116,12 @@ def unpack_map(data: bytes) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """Returns a value as a short text, for what is said of a message."""
     return f"{len(value)} bytes" if isinstance(value, bytes) else reprlib.repr(value)
+
+
+def printable(text: str) -> str:
+    """Returns the beginning of a text, in which nothing forges a line of a log or moves a terminal's cursor."""
+    short = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return "".join(character if character.isprintable() else "?" for character in short)
 
 
 def _encoded(value: Any) -> Any:
@@ -185,7 +194,5 @@ def _check(value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for inner in value:
             _check(inner, depth + 1)
-    elif isinstance(value, str) and len(value) > MAX_TEXT:
-        raise ProtocolError(f"a text may have {MAX_TEXT} characters; this one has {len(value)}")
     elif not isinstance(value, None | bool | int | float | str | bytes | np.ndarray | np.generic):
         raise ProtocolError(f"a message cannot hold a {type(value).__name__}")

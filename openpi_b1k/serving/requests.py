@@ -97,8 +97,10 @@ def raw_sample(observation: Observation, robot: Robot, source: SourceConfig, pro
     for key in (protocol.PROPRIO, *keys.values(), *depth_keys.values()):
         if key not in observation:
             raise KeyError(f"the observation has no {key!r}; it has: {_listed(observation)}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where it matters
+        proprio = _array(observation, protocol.PROPRIO).astype(np.float32)
     sample = {
-        "proprio": _array(observation, protocol.PROPRIO).astype(np.float32),
+        "proprio": proprio,
         "images": {name: _image(observation, key) for name, key in keys.items()},
         "prompt": prompt,
     }
@@ -123,6 +125,9 @@ def _unstacked(message: Observation, num: int) -> tuple[Environment, ...]:
                 f"{protocol.PROPRIO!r} is of {num} environments, so every array needs {num} as its first size; "
                 f"{shown(key)} is {list(value.shape)}"
             )
+    task_ids = message.get(protocol.TASK_ID)
+    if task_ids is not None and protocol.TASK_ID not in stacked:
+        raise ProtocolError(f"{protocol.TASK_ID!r} of {num} environments must be an array; got {shown(task_ids)}")
     prompts = message.get(protocol.PROMPT)
     prompts = prompts if isinstance(prompts, list) else [prompts] * num
     if len(prompts) != num:
@@ -175,7 +180,8 @@ def _depth(observation: Observation, key: str) -> np.ndarray:
         raise ProtocolError(
             f"{key!r} must be floats [height, width] in m per environment; got {depth.dtype} {list(depth.shape)}"
         )
-    return depth.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return depth.astype(np.float32)
 
 
 def _prompt(message: Observation) -> str | None:
@@ -198,7 +204,10 @@ def _chunk_size(message: Observation) -> int | None:
 
 def _integer(value: Any, key: str) -> int:
     """Returns the one whole number that a message holds under `key`, as a number or as an array of one."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.zeros(0)
     if array.dtype.kind not in "iu" or array.size != 1:
         raise ProtocolError(f"{key!r} must be one whole number per environment; got {shown(value)}")
     return int(array.item())

@@ -11,7 +11,7 @@ import hmac
 import http
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
@@ -86,6 +86,7 @@ class Server:
             host,
             port,
             process_request=self._admit,
+            create_connection=_Connection,
             compression=None,
             max_size=limits.max_message_mib * MIB,
             max_queue=1,
@@ -117,7 +118,8 @@ class Server:
 
     async def _talk(self, connection: ServerConnection) -> None:
         """Greets a connection and answers its requests until it ends."""
-        talk = _Conversation(connection, self._answers, self._sessions, self._limits)
+        timed = cast("_Connection", connection)  # as `create_connection` says, which the handler's type does not
+        talk = _Conversation(timed, self._answers, self._sessions, self._limits)
         watcher = asyncio.create_task(connection.wait_closed())  # sees the end while a request is being answered
         watcher.add_done_callback(lambda _: self._sessions.close(talk.session))
         try:
@@ -135,6 +137,17 @@ class Server:
         await watcher
 
 
+class _Connection(ServerConnection):
+    """Knows when it last received something: a message of megabytes is unmasked and copied before it is handed on."""
+
+    received_at = 0.0
+    """Seconds, as `time.perf_counter` tells them."""
+
+    def data_received(self, data: bytes) -> None:
+        self.received_at = time.perf_counter()
+        super().data_received(data)
+
+
 class _NotTakenError(Exception):
     """A client does not read what it is sent."""
 
@@ -142,7 +155,7 @@ class _NotTakenError(Exception):
 class _Conversation:
     """One connection's requests, in their order."""
 
-    def __init__(self, connection: ServerConnection, answers: Answers, sessions: Sessions, limits: Limits) -> None:
+    def __init__(self, connection: _Connection, answers: Answers, sessions: Sessions, limits: Limits) -> None:
         self.session: Session = sessions.open(connection)
         self._connection, self._answers, self._sessions, self._limits = connection, answers, sessions, limits
         self._is_first = True
@@ -162,7 +175,7 @@ class _Conversation:
 
     async def hear(self, frame: bytes | str) -> None:
         """Answers one frame."""
-        start = time.perf_counter()
+        start = self._connection.received_at
         if self.session.owner is not self._connection:
             return  # it was closed, and what it had sent before goes unheard
         if isinstance(frame, str):
@@ -177,6 +190,8 @@ class _Conversation:
             return
         reply = await self._lost_reply(frame) if self._is_first else None
         self._is_first = False
+        if self.session.owner is not self._connection:
+            return  # closed while it was looked for
         if reply is None:
             reply = await self._reply(frame, request, start, decoded)
         await self.send(reply)
@@ -211,7 +226,7 @@ class _Conversation:
 async def _refuse(connection: ServerConnection, error: Exception) -> None:
     """Tells a client what was wrong, as far as that is its business, and closes its connection."""
     if isinstance(error, ValueError | KeyError):
-        reason = str(error.args[0]) if error.args else type(error).__name__
+        reason = protocol.printable(str(error.args[0])) if error.args else type(error).__name__
         logger.warning("error of %s: %s", _name(connection), reason)
     else:
         reason = "the server failed at this request; its log says why"

@@ -13,12 +13,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openpi_b1k.serving.executor import Executor
+from openpi_b1k.serving.batching import Chunk
+from openpi_b1k.serving.executor import Executor, Moment
 
 KEEP_S = 60.0
 """How long a closed connection's session can be taken over."""
 MAX_KEPT = 256
 """Closed connections' sessions kept at once; beyond, the oldest go."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pending:
+    """A chunk that is computed while its environment goes on."""
+
+    observed: Moment
+    """When the observation was made that it answers."""
+    chunk: asyncio.Future[Chunk]
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,6 +39,20 @@ class Slot:
     task: str | None = None
     num_steps: int = 0
     """Actions handed out since the episode's start."""
+    pending: Pending | None = None
+
+    def adopt(self) -> Chunk | None:
+        """Has the environment go on with the chunk that was computed meanwhile, if it is there, and returns that.
+
+        Raises:
+            Exception: whatever its model call failed with.
+        """
+        if self.pending is None or not self.pending.chunk.done():
+            return None
+        pending, self.pending = self.pending, None
+        chunk = pending.chunk.result()
+        self.executor.accept(chunk.actions, pending.observed)
+        return chunk
 
     def take(self, num_actions: int) -> np.ndarray:
         """Returns the next actions, float32 [n, a], and counts them as executed."""
@@ -109,7 +133,8 @@ class Sessions:
     async def taken_over(self, request: bytes, fresh: Session) -> Session | None:
         """Returns the session whose last request this is, with its reply, for a connection that has a fresh one.
 
-        None if there is no such session of a closed connection.
+        None if there is no such session of a closed connection, or the newcomer is gone itself by then: the session
+        stays for who comes next.
         """
         self._forget_old()
         if not self._kept:
@@ -119,6 +144,8 @@ class Sessions:
             if await kept.digest != digest:
                 continue
             async with session.lock:  # its reply may still be on the way
+                if fresh.owner is None:
+                    return None
                 if session in self._kept and session.can_be_kept and session.last_reply is not None:
                     del self._kept[session]
                     session.owner, session.last_request = fresh.owner, request

@@ -30,6 +30,8 @@ class B1kInputs:
     `raw_state` is the state as it is now, for the way back; nothing after this transform changes it. With those
     modalities also `depth` float32 [h, w] in m and `labels`, uint8 [h, w] or, where nobody knows the current skill's
     objects, None.
+
+    A sample with `is_continuation` is served, and its actions are those of the last chunk that the next one continues.
     """
 
     robot: Robot
@@ -40,7 +42,7 @@ class B1kInputs:
         """Returns the fields the model's input is made of, and no others.
 
         Raises:
-            KeyError: a camera, its depth, its segmentation (where there are actions), the prompt or proprio is missing.
+            KeyError: a camera, its depth, its segmentation (in training), the prompt or proprio is missing.
             ValueError: something has the wrong size or type, or is not finite.
         """
         missing = [name for name in ("proprio", "images", "prompt") if name not in sample]
@@ -58,8 +60,9 @@ class B1kInputs:
         if "depth" in self.modalities:
             fields["depth"] = self._extra(sample, "depth")
         if "segmentation" in self.modalities:
-            is_served = "segmentation" not in sample and "actions" not in sample
-            fields["labels"] = None if is_served else self._extra(sample, "segmentation")
+            is_served = "actions" not in sample or "is_continuation" in sample
+            has_labels = "segmentation" in sample or not is_served
+            fields["labels"] = self._extra(sample, "segmentation") if has_labels else None
         if "actions" in sample:
             fields |= {"actions": self._actions(sample), "is_pad": sample["is_pad"]}
         return fields

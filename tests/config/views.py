@@ -445,7 +445,7 @@ def rollouts(config):
         mock.patch("openpi_b1k.training.start.start"),
         mock.patch("openpi_b1k.training.loop.train"),
         mock.patch("openpi_b1k.metrics.setup_logging"),
-        mock.patch("openpi_b1k.evaluation.closed_loop.evaluate", evaluate),
+        mock.patch("openpi_b1k.evaluation.closed_loop.sample_world.evaluate", evaluate),
         mock.patch.object(demos, "make", return_value="made"),
     ):
         assert script.run(config) == 0

@@ -152,12 +152,11 @@ def test_it_guides_the_network_itself(model, params, batch):
     """Fixed steps come nearer to the old chunk; a sample without one and the network's other samples do not notice."""
     b, ah, ad = batch.actions.shape
 
-    def velocity(noisy_actions, time):
-        return model.velocity(params, batch.observation, noisy_actions[:, None], jnp.full((b, 1), time))[:, 0]
-
     noise = jax.random.normal(jax.random.key(7), (b, ah, ad))
     weights = jnp.broadcast_to(jnp.asarray(soft_mask(ah, delay=1, overlap=3))[:, None], (b, ah, ad)).at[1].set(0)
-    sample = jax.jit(lambda guide: integrate(velocity, noise, num_flow_steps=5, guide=guide))
+    sample = jax.jit(
+        lambda guide: model.sample_actions(params, batch.observation, noise, num_flow_steps=5, guide=guide)
+    )
     plain, chunk = sample(None), sample(RealTimeGuide(batch.actions, weights))
     distance, unguided = (np.abs(one - batch.actions)[:, 0].mean(axis=-1) for one in (chunk, plain))
     assert (distance < 0.5 * unguided)[[0, 2, 3]].all()

@@ -14,11 +14,14 @@ torch = pytest.importorskip("torch")
 
 from openpi_b1k.checkpoints import contents
 from openpi_b1k.config.data import SourceConfig
+from openpi_b1k.config.serving import ExecutionConfig
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.observation import Observation
 from openpi_b1k.pytorch import policy as torch_policy
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.sample.environment import SampleEnvironment
+from openpi_b1k.serving.assembly import serving_in_thread
+from openpi_b1k.serving.options import Options
 from openpi_b1k.serving.policy import dense, stacked
 from openpi_b1k.serving.requests import raw_sample
 from tests import sample_cases
@@ -93,6 +96,13 @@ def test_its_chunks_are_those_of_jax_from_the_same_noise(directory, params):
         params, Observation(**stacked(inputs)), noise, num_flow_steps=config.num_flow_steps
     )
     np.testing.assert_allclose(policy.predict(inputs), expected, rtol=0, atol=5e-5)
+
+
+def test_it_cannot_continue_chunks_and_a_server_says_so_before_it_listens(directory):
+    setup = Options(directory, execution=ExecutionConfig("real_time")).setup(torch_policy.load)
+    message = "PyTorch cannot lead a chunk towards known actions: leave out real_time and kept_actions"
+    with pytest.raises(ValueError, match=message), serving_in_thread(setup):
+        pass
 
 
 def test_a_directory_without_weights_is_refused(directory, tmp_path):

@@ -114,12 +114,13 @@ def test_what_is_known_is_what_is_handed_out(config):
     assert executor.remaining(3).shape == (0, 2)
     for start in (0, 50, 90):
         executor.accept(line_chunk(start))
-        known = executor.remaining(100)
-        assert len(known) == chunking.execution_horizon(config, 8) or config.execute_in_steps == len(known)
+        known = executor.remaining(chunking.execution_horizon(config, 8))
+        assert len(known) == (config.execute_in_steps or chunking.execution_horizon(config, 8))
+        assert executor.can_go_on(len(known))
         assert not executor.needs_chunk(len(known))
         assert executor.needs_chunk(len(known) + 1)
         for index, action in enumerate(known):
-            np.testing.assert_array_equal(executor.remaining(2), known[index : index + 2])
+            np.testing.assert_array_equal(executor.remaining(2)[: len(known) - index], known[index : index + 2])
             assert not executor.needs_chunk()
             np.testing.assert_array_equal(executor.next_action(), action)
         assert executor.needs_chunk()
@@ -186,6 +187,23 @@ def test_a_late_chunk_acts_from_its_present_step_and_the_old_one_until_then(kind
     joints += [executor.next_action()[0]]
     assert joints == [0, 1, 2, 3, 4, 102]
     assert executor.needs_chunk()  # three steps after the observation, not after the answer
+
+
+@every_kind
+def test_only_real_time_goes_on_past_the_step_at_which_the_model_is_due(config):
+    executor = make_executor(config, LINE, 8)
+    assert not executor.can_go_on()
+    executor.accept(line_chunk(0))
+    due = len([0 for n in range(1, 9) if not executor.needs_chunk(n)])
+    end = 8 if config.kind == "real_time" else due
+    assert [executor.can_go_on(n) for n in (end, end + 1)] == [True, False]
+    for _ in range(due):
+        executor.next_action()
+    assert executor.needs_chunk()
+    assert len(executor.remaining(9)) == end - due
+    assert [executor.can_go_on(n) for n in (end - due, end - due + 1)] == [True, False]
+    executor.reset()
+    assert not executor.can_go_on()
 
 
 def test_a_late_chunk_joins_an_average_at_its_present_step():
@@ -265,6 +283,8 @@ def test_real_time_continues_the_rest_of_the_plan_with_the_longest_recent_delay_
         executor.accept(line_chunk(100), asked)
     executor.reset()
     executor.accept(line_chunk(0))
+    assert continued(executor.continuation(5)) == (list(range(8)), 5)  # handed out whatever the next chunk says
+    assert continued(executor.continuation(9)) == (list(range(8)), 8)  # no more than are left
     assert continued(executor.continuation()) == (list(range(8)), 2)  # a delay is the machine's, not the episode's
     for _ in range(chunking.NUM_DELAYS):
         executor.accept(line_chunk(0))

@@ -123,9 +123,6 @@ def test_options_that_contradict_each_other(tmp_path, sample_checkpoint):
     for options in (Options(), Options(sample_checkpoint, tmp_path / "x.json")):
         with pytest.raises(ValueError, match="give either --checkpoint DIR or --checkpoints-by-task FILE"):
             options.setup(lambda path: FakePolicy())
-    for execution in (ExecutionConfig(kept_actions=4), ExecutionConfig("real_time")):
-        with pytest.raises(ValueError, match="cannot yet tell the sampler what a chunk should agree with"):
-            Options(sample_checkpoint, execution=execution).setup(lambda path: FakePolicy())
     with pytest.raises(ValueError, match=r"batch sizes must be at least 1; got \(0,\)"):
         Options(sample_checkpoint, num_envs=(0,)).setup(lambda path: FakePolicy())
     with pytest.raises(FileNotFoundError, match="no config at"):

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.serving import protocol, requests
 from openpi_b1k.serving.protocol import ProtocolError
-from tests.serving.fakes import observation, stacked
+from tests.serving.fakes import ROBOT, observation, stacked
 
 DTYPES = ("|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", ">f4", ">i8")
 
@@ -74,7 +75,7 @@ REFUSED = {
     "a number as key": (b"\x81\x01\x01", "keys must be text; got 1"),
     "bytes as key": (msgpack.packb({b"reset": True}), "keys must be text; got 5 bytes"),
     "torch": (msgpack.packb({b"__torch__": True}), "keys must be text"),
-    "a long text": (msgpack.packb("x" * (2**16 + 1)), "a text may have 65536 characters"),
+    "a long text": (msgpack.packb("x" * (2**16 + 1)), "65537 exceeds max_str_len\\(65536\\)"),
     "objects": (msgpack.packb(array_map(dtype="|O")), "got dtype '|O'"),
     "void": (msgpack.packb(array_map(dtype="|V8")), "got dtype '|V8'"),
     "complex": (msgpack.packb(array_map(dtype="<c8")), "got dtype '<c8'"),
@@ -122,13 +123,56 @@ def test_a_message_that_is_no_map_is_refused():
 
 
 def survives(data):
-    """Reads anything: either it is a request or it is refused with a sentence."""
+    """Reads anything: either it is a message of what messages may hold, or it is refused with a sentence.
+
+    What is read must come back from being written, take no more memory than its bytes, and end as samples for the
+    policy or be refused with a sentence.
+    """
+    try:
+        message = protocol.unpack_map(data)
+    except ProtocolError:
+        return
+    assert held(message, depth=0) <= len(data)
+    again = protocol.unpack(protocol.pack(message))
+    assert fingerprint(again) == fingerprint(message)
     request = None
     with contextlib.suppress(ProtocolError):
-        request = requests.parse(protocol.unpack_map(data))
-    if request is not None:
-        for environment in request.environments:
-            assert environment.prompt is None or environment.prompt.strip()
+        request = requests.parse(message)
+    for one in request.environments if request is not None else ():
+        assert one.prompt is None or (type(one.prompt) is str and one.prompt.strip())
+        assert one.task_id is None or type(one.task_id) is int
+        with contextlib.suppress(ProtocolError, KeyError):
+            sample = requests.raw_sample(one.observation, ROBOT, SourceConfig(), "Go.")
+            assert one.observation[protocol.PROPRIO].dtype.kind in "iuf"
+            assert (sample["proprio"].dtype, sample["proprio"].ndim) == (np.float32, 1)
+            assert all(image.dtype == np.uint8 and image.shape[2:] == (3,) for image in sample["images"].values())
+
+
+def held(value, depth):
+    """Returns the bytes of the arrays and texts in a message, after a look at each of its parts."""
+    assert depth <= protocol.MAX_DEPTH
+    if isinstance(value, dict):
+        assert all(type(key) is str for key in value)
+        return sum(held(inner, depth + 1) for inner in value.values())
+    if isinstance(value, list):
+        return sum(held(inner, depth + 1) for inner in value)
+    if isinstance(value, np.ndarray | np.generic) and not isinstance(value, str | bytes):
+        assert value.dtype.kind in "biuf"
+        assert not value.flags.writeable or isinstance(value, np.generic)
+        return value.nbytes if isinstance(value, np.ndarray) else 0
+    assert value is None or isinstance(value, bool | int | float | str | bytes)
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
+def fingerprint(value):
+    """Returns what two messages have equal if they are the same, NaN included."""
+    if isinstance(value, dict):
+        return {key: fingerprint(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [fingerprint(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    return type(value), repr(value)
 
 
 WHOLE = protocol.pack(stacked(observation(1), observation(2)) | {"prompt": "Go.", "__action_chunk_size__": 4})
@@ -158,6 +202,23 @@ trees = st.recursive(
 )
 
 
+sizes = st.sampled_from([(), (1,), (61,), (256,), (6, 6), (6, 6, 3), (6, 6, 4), (6, 6, 5), (0, 6, 3)])
+fields = st.tuples(
+    st.integers(0, 3),
+    st.sampled_from([*observation(), "prompt", "__action_chunk_size__", "observation/state"]),
+    st.one_of(trees, st.builds(np.zeros, sizes, st.sampled_from(["<f4", ">f8", "|u1", "<i8", "|b1", "<f2"]))),
+)
+"""A number of environments, and one field with what it is to hold."""
+
+
+def replaced(num, key, value):
+    """Bytes of a real message of `num` environments, or of the one of 2025 for 0, with another value in one field."""
+    whole = stacked(*[observation(i) for i in range(num)]) if num else observation()
+    if num and isinstance(value, np.ndarray):
+        value = np.stack([value] * num)
+    return msgpack.packb(whole | {key: value}, default=lambda array: msgpack.unpackb(protocol.pack(array)))
+
+
 def mutated(changes):
     """Bytes of a real message with some replaced, inserted, cut out, or cut off."""
     data = bytearray(WHOLE)
@@ -179,8 +240,21 @@ def test_messages_of_any_content_are_read_or_refused(tree):
     survives(msgpack.packb(tree))
 
 
+@settings(max_examples=300, deadline=None)
+@given(fields)
+def test_real_messages_with_any_field_are_read_or_refused(field):
+    survives(replaced(*field))
+
+
 @pytest.mark.slow
 @settings(max_examples=20_000, deadline=None)
-@given(st.one_of(mutations.map(mutated), trees.map(msgpack.packb), st.binary(max_size=64)))
+@given(
+    st.one_of(
+        mutations.map(mutated),
+        trees.map(msgpack.packb),
+        fields.map(lambda field: replaced(*field)),
+        st.binary(max_size=64),
+    )
+)
 def test_thousands_of_messages_are_read_or_refused(data):
     survives(data)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.serving.protocol import ProtocolError
-from openpi_b1k.serving.requests import parse
-from tests.serving.fakes import observation, stacked
+from openpi_b1k.serving.requests import parse, raw_sample
+from tests.serving.fakes import ROBOT, observation, stacked
 
 PAIR = stacked(observation(1, task=0), observation(2, task=4))
 
@@ -37,6 +38,9 @@ def test_the_key_alone_makes_a_reset(value):
         ({"robot_r1::proprio": np.zeros((0, 61), np.float32)}, "1 to 256 environments; got 0"),
         ({"robot_r1::proprio": np.zeros((257, 61), np.float32)}, "1 to 256 environments; got 257"),
         (PAIR | {"task_id": np.array([[1]])}, r"'task_id' is \[1, 1\]"),
+        (PAIR | {"task_id": [0, 4]}, r"'task_id' of 2 environments must be an array; got \[0, 4\]"),
+        (PAIR | {"task_id": 4}, "'task_id' of 2 environments must be an array; got 4"),
+        (observation() | {"task_id": [[1], [2, 3]]}, "'task_id' must be one whole number"),
         (PAIR | {"prompt": ["Go."]}, "'prompt' must be one text or 2; got 1"),
         (observation() | {"prompt": " "}, "must be a text that is not empty"),
         (observation() | {"prompt": 3}, "must be a text that is not empty"),
@@ -50,6 +54,13 @@ def test_the_key_alone_makes_a_reset(value):
 def test_what_does_not_fit_together_is_refused(message, reason):
     with pytest.raises(ProtocolError, match=reason):
         parse(message)
+
+
+def test_numbers_beyond_float32_become_infinite_for_the_policy_to_refuse():
+    message = observation() | {"robot_r1::proprio": np.full(256, 1e300)}
+    [environment] = parse(message).environments
+    sample = raw_sample(environment.observation, ROBOT, SourceConfig(), "Go.")
+    assert np.isposinf(sample["proprio"]).all()
 
 
 @pytest.mark.parametrize("is_float", [True, False])

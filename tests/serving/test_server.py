@@ -188,6 +188,47 @@ def test_nothing_listens_before_all_batch_sizes_are_warm():
         assert [len(batch) for batch in policy.batches] == [1, 4]
 
 
+@pytest.mark.parametrize(
+    ("execution", "is_guided"),
+    [
+        (ExecutionConfig(), False),
+        (ExecutionConfig("real_time"), True),
+        (ExecutionConfig(execution_horizon=2, kept_actions=1), True),
+    ],
+)
+def test_both_programs_are_warm_where_chunks_continue_one_another(execution, is_guided):
+    seen = []
+
+    class Seeing(FakePolicy):
+        def prepare(self, sample):
+            seen.append("continuation" in sample and "guidance" in sample)
+            return super().prepare(sample)
+
+    with serving_in_thread(Setup(fakes.policies(Seeing()), batch_sizes=(2, 1), execution=execution)):
+        assert seen == ([False, True, False, False, True, True] if is_guided else [False] * 3)
+
+
+def test_kept_actions_go_with_the_question_for_the_next_chunk():
+    seen = []
+
+    class Seeing(FakePolicy):
+        def prepare(self, sample):
+            seen.append(sample.get("continuation"))
+            return super().prepare(sample)
+
+    execution = ExecutionConfig(execution_horizon=3, kept_actions=1)
+    with serving(Seeing(), execution=execution) as port, client(port) as one:
+        seen.clear()
+        for step in range(4):
+            one.act(observation(step))
+        one.reset()
+        one.act(observation(9))
+    first, second, after_reset = seen
+    assert first is None
+    np.testing.assert_array_equal(second.actions, [expected(0, 3)])
+    assert after_reset is None
+
+
 def test_calls_are_filled_up_to_a_compiled_size_and_split_above_the_largest():
     policy = FakePolicy()
     with serving(policy, batch_sizes=(1, 4)) as port, raw_connection(port) as connection:

@@ -101,6 +101,42 @@ def test_the_newcomer_waits_for_the_reply_that_is_being_computed():
     asyncio.run(scenario())
 
 
+def test_of_two_newcomers_that_wait_for_a_reply_one_gets_the_session():
+    async def scenario():
+        sessions = Sessions()
+        session = sessions.open("old")
+        async with session.lock:
+            session.last_request = b"request"
+            sessions.close(session)
+            taking = [asyncio.create_task(take(sessions, b"request")) for _ in range(2)]
+            while len(session.lock._waiters or ()) < 2:  # noqa: SLF001 - how far they have come
+                await asyncio.sleep(0)
+            session.last_reply = b"reply"
+        assert sorted(await asyncio.gather(*taking), key=repr) == sorted([session, None], key=repr)
+
+    asyncio.run(scenario())
+
+
+def test_a_newcomer_that_is_gone_meanwhile_leaves_the_session_to_the_next():
+    async def scenario():
+        sessions = Sessions()
+        session = sessions.open("old")
+        async with session.lock:
+            session.last_request = b"request"
+            sessions.close(session)
+            gone = sessions.open("gone")
+            taking = asyncio.create_task(sessions.taken_over(b"request", gone))
+            while not session.lock._waiters:  # noqa: SLF001 - how far it has come
+                await asyncio.sleep(0)
+            sessions.close(gone)
+            session.last_reply = b"reply"
+        assert await taking is None
+        assert sessions.num_kept == 1
+        assert await take(sessions, b"request") is session
+
+    asyncio.run(scenario())
+
+
 def test_a_request_that_failed_meanwhile_is_not_taken_over():
     async def scenario():
         sessions = Sessions()

@@ -238,6 +238,12 @@ def test_without_labels_the_segmentation_image_is_masked_but_only_in_serving(nor
     result = pipeline(served)
     assert not result["image_masks"]["segmentation"]
     assert not result["images"]["segmentation"].any()
+    continuing = served | {"actions": sample["actions"], "is_pad": sample["is_pad"], "is_continuation": True}
+    carried = pipeline(continuing)
+    trained = input_pipeline(source(CONFIG), MODEL, robot, norm_stats, tokenizer)(sample)
+    for name in ("actions", "action_mask"):
+        np.testing.assert_array_equal(carried.pop(name), trained[name])
+    assert_equal(carried, result)
     del served["depth"]
     with pytest.raises(KeyError, match="no depth of camera 'head', but the model was told to expect it"):
         pipeline(served)
