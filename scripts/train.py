@@ -44,9 +44,9 @@ def run(config: TrainConfig) -> int:
         return 128 + stop.signal_number
     print(f"checkpoint: {checkpoint}")
     if config.rollouts and jax.process_index() == 0:
-        from openpi_b1k.evaluation import closed_loop  # noqa: PLC0415
+        from openpi_b1k.evaluation.closed_loop import sample_world  # noqa: PLC0415
 
-        print(closed_loop.evaluate(checkpoint, episodes=config.rollouts, seed=config.seed).summary())
+        print(sample_world.evaluate(checkpoint, episodes=config.rollouts, seed=config.seed).summary())
     return 0
 
 

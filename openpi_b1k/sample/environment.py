@@ -7,6 +7,7 @@ from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO
 from openpi_b1k.sample.recording import demo_world, goals_by_demo
 from openpi_b1k.sample.render import render
 from openpi_b1k.sample.scene import measure
+from openpi_b1k.sample.scoring import Scores
 from openpi_b1k.sample.world import GOALS, Expert, Goal, World
 
 EVALUATION_SEED = 1_000_000
@@ -21,6 +22,7 @@ class SampleEnvironment:
         self.goal: Goal = GOALS[episode % len(GOALS)]
         self.world = World(self.goal, (EVALUATION_SEED + seed, episode))
         self.layout = PROPRIO[generation]
+        self.scores = Scores(self.world)
 
     def observation(self) -> dict[str, np.ndarray]:
         """Returns the present observation with the evaluator's keys, shapes and types, unbatched."""
@@ -40,6 +42,7 @@ class SampleEnvironment:
         """Executes one action, float [23]; an episode that is over stays as it is."""
         if not self.world.is_over:
             self.world.step(action)
+            self.scores.update()
 
 
 def mean_demonstration(num_demos: int, num_steps: int) -> np.ndarray:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from openpi_b1k.checkpoints import contents
-from openpi_b1k.evaluation.closed_loop import ablated_sample, evaluate
+from openpi_b1k.evaluation.closed_loop.ablations import black
+from openpi_b1k.evaluation.closed_loop.sample_world import evaluate
 from openpi_b1k.sample.environment import SampleEnvironment
 from openpi_b1k.serving import jax_backend
+from openpi_b1k.serving.requests import raw_sample
 from tests import sample_cases
 
 
@@ -36,24 +38,32 @@ def test_the_checkpoint_says_what_openpi_cannot_read(checkpoint):
     assert part.startswith("parameters point_cloud/**")
 
 
+def sample_of(policy, environment):
+    """Returns an environment's raw sample."""
+    goal = environment.goal
+    return raw_sample(environment.observation(), policy.robot, policy.config.data, policy.prompts[goal.task_name])
+
+
 def test_the_policy_acts_on_the_environments_depth(checkpoint):
     assert len(evaluate(checkpoint, episodes=sample_cases.NUM_EPISODES, execution_horizon=25).outcomes) == 4
     environments = [SampleEnvironment("2026", 0, episode) for episode in range(sample_cases.NUM_EPISODES)]
     policy, same = jax_backend.load(checkpoint), jax_backend.load(checkpoint)
-    samples = [ablated_sample(policy, environment, "none") for environment in environments]
+    samples = [sample_of(policy, environment) for environment in environments]
     farther = [sample | {"depth": {"head": sample["depth"]["head"] + 1.0}} for sample in samples]
     assert not np.array_equal(policy.infer(samples), same.infer(farther))
 
 
 def test_without_depth_it_refuses(checkpoint):
     policy = jax_backend.load(checkpoint)
-    sample = ablated_sample(policy, SampleEnvironment("2026", 0, 0), "none")
+    sample = sample_of(policy, SampleEnvironment("2026", 0, 0))
     del sample["depth"]
     with pytest.raises(KeyError, match="no depth of camera 'head'"):
         policy.infer([sample])
 
 
 def test_the_image_ablation_blanks_depth_too(checkpoint):
-    sample = ablated_sample(jax_backend.load(checkpoint), SampleEnvironment("2026", 0, 0), "images")
+    policy = jax_backend.load(checkpoint)
+    observation = black(SampleEnvironment("2026", 0, 0).observation())
+    sample = raw_sample(observation, policy.robot, policy.config.data, "Press it.")
     assert not sample["depth"]["head"].any()
     assert not any(image.any() for image in sample["images"].values())

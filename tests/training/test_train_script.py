@@ -80,7 +80,7 @@ def test_a_bug_keeps_its_traceback(script, monkeypatch):
 
 
 def test_rollouts_are_played_on_the_last_checkpoint_and_are_the_last_line(script, small_config, monkeypatch, capsys):
-    from openpi_b1k.evaluation import closed_loop
+    from openpi_b1k.evaluation.closed_loop import sample_world
     from openpi_b1k.sample import demos
 
     class Result:
@@ -90,7 +90,7 @@ def test_rollouts_are_played_on_the_last_checkpoint_and_are_the_last_line(script
     asked = []
     replace_training(monkeypatch, pathlib.Path("checkpoints/debug/run/6"))
     monkeypatch.setattr(demos, "ensure", lambda config: asked.append("demos") or config)
-    monkeypatch.setattr(closed_loop, "evaluate", lambda path, **options: asked.append((path, options)) or Result())
+    monkeypatch.setattr(sample_world, "evaluate", lambda path, **options: asked.append((path, options)) or Result())
     data = dataclasses.replace(small_config.data, source="sample", sample_demos=4)
     assert script.run(dataclasses.replace(small_config, data=data, rollouts=50, seed=3)) == 0
     assert asked == ["demos", (pathlib.Path("checkpoints/debug/run/6"), {"episodes": 50, "seed": 3})]
