@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: `uv run scripts/evaluate.py closed-loop --checkpoint DIR` plays it in the sample world."""
+"""Evaluates policies: `uv run scripts/evaluate.py COMMAND --help`; docs/evaluation.md tells which command for what."""
 
 import sys
 
@@ -11,7 +11,7 @@ def run(command: Command) -> int:
     """Prints what came out and returns the exit status."""
     try:
         print(command.run())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

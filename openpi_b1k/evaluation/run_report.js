@@ -140,11 +140,11 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
   }).observe(figure);
   redraws.push(redraw);
 }
-document.getElementById("log").onchange = (event) => {
+document.getElementById("log")?.addEventListener("change", (event) => {
   settings.log = event.target.checked;
   redraws.forEach((redraw) => redraw());
-};
-document.getElementById("smoothing").oninput = (event) => {
+});
+document.getElementById("smoothing")?.addEventListener("input", (event) => {
   settings.smoothing = Number(event.target.value);
   redraws.forEach((redraw) => redraw());
-};
+});

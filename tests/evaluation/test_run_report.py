@@ -1,4 +1,3 @@
-import html.parser
 import json
 import re
 import shutil
@@ -11,8 +10,8 @@ from PIL import Image
 
 from openpi_b1k.evaluation import run_report, run_report_data
 from openpi_b1k.robots.r1pro import ACTION
+from tests.evaluation.pages import BROWSER, Elements, data_of, drawn_by_browser
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 AH = 32
 
 
@@ -66,34 +65,6 @@ def write_chunks(run, rng, num=4):
     for step in (1000, 4000):
         np.savez(run / "validation" / f"{step}.npz", **stored)
     return stored
-
-
-class Elements(html.parser.HTMLParser):
-    """Every tag of a page with its attributes, and whether each that needs it is closed."""
-
-    VOID = ("meta", "link", "img", "input")
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
-
-
-def data_of(page):
-    return json.loads(re.search(r'id="charts">(.*?)</script>', page).group(1))
 
 
 def test_a_page_holds_every_metric_and_needs_nothing_from_elsewhere(tmp_path):
@@ -223,13 +194,7 @@ def test_a_real_browser_draws_every_chart_without_an_error(tmp_path, is_handled)
     page = run_report.write(tmp_path / "run").read_text().replace("<details>", "<details open>")
     unfolded = tmp_path / "unfolded.html"
     unfolded.write_text(page.replace("</body>", HANDS) if is_handled else page)
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000",
-        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{unfolded}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    drawn = re.sub("<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    drawn = drawn_by_browser(unfolded, tmp_path)
     charts = data_of(page)
     assert drawn.count("<svg") == len(charts)
     assert "NaN" not in drawn
