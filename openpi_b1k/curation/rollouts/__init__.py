@@ -1,0 +1,1 @@
+"""Rollouts of a policy become a data set to train on."""
