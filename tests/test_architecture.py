@@ -18,10 +18,11 @@ PLAIN = {
     "downloads": set(),
     "paths": {"downloads"},
     "metrics": set(),
+    "lerobot_format": set(),
     "config": set(),
     "robots": {"config"},
     "transforms": {"config", "robots", "paths"},
-    "sample": {"config", "robots", "paths"},
+    "sample": {"config", "robots", "paths", "lerobot_format"},
     "rollouts": {"config", "robots", "paths", "metrics"},
 }
 ARRAYS = {
@@ -41,8 +42,19 @@ ROOMS = {
     "pytorch": {*SHARED, "transforms", "checkpoints", "serving"},
     "conversion": {*SHARED, "transforms", "models", "checkpoints", "serving", "pytorch"},
     "evaluation": {*SHARED, "transforms", "sample", "data", "models", "checkpoints", "serving", "rollouts"},
-    "curation": {*SHARED, "transforms", "data", "rollouts"},
-    "benchmarks": {*SHARED, "transforms", "sample", "data", "curation", "models", "checkpoints", "training", "serving"},
+    "curation": {*SHARED, "lerobot_format", "transforms", "data", "rollouts"},
+    "benchmarks": {
+        *SHARED,
+        "lerobot_format",
+        "transforms",
+        "sample",
+        "data",
+        "curation",
+        "models",
+        "checkpoints",
+        "training",
+        "serving",
+    },
 }
 ONLY = {("checkpoints", "transforms"): {"transforms.normalize"}}  # of a room, just these modules
 

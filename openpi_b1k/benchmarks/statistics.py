@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from openpi_b1k import paths
 from openpi_b1k.benchmarks import metadata, opening
+from openpi_b1k.lerobot_format import vectors
 from openpi_b1k.robots.r1pro import ACTION, PROPRIO_2026
 
 ACTION_HORIZON = 32
@@ -95,8 +96,7 @@ def write_columns(root: pathlib.Path, frames: int) -> None:
         part = walks[i * 997 % longest :][: len(numbers)]
         columns = {"episode_index": pa.array(numbers)}
         for name, values in zip(("observation.state", "action"), np.split(part, [PROPRIO_2026.size], 1), strict=True):
-            offsets = pa.array(np.arange(len(numbers) + 1, dtype=np.int32) * values.shape[1])
-            columns[name] = pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
+            columns[name] = vectors(values)
         path = root / metadata.TEMPLATES["data_path"].format(chunk_index=task, file_index=file)
         pq.write_table(pa.table(columns), path)
 

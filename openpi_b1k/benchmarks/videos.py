@@ -24,6 +24,7 @@ from openpi_b1k.benchmarks import footage, metadata
 from openpi_b1k.config.data import Generation
 from openpi_b1k.curation.encoders import Encoder, encoder_of
 from openpi_b1k.curation.recode import Settings
+from openpi_b1k.lerobot_format import vectors
 from openpi_b1k.robots.layout import Layout
 from openpi_b1k.robots.r1pro import ACTION, CAMERAS, PROPRIO, PROPRIO_IN_USE
 from openpi_b1k.sample import demos
@@ -245,7 +246,6 @@ def _write_rows(path: pathlib.Path, numbers: list[int], length: int, layout: Lay
     actions[:, ACTION.slice("base")] = 0
     columns = {"episode_index": pa.array(np.repeat(numbers, length))}
     for name, values in (("observation.state", proprio), ("action", actions)):
-        offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * values.shape[1])
-        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(values.reshape(-1)))
+        columns[name] = vectors(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)

@@ -3,9 +3,6 @@
 import json
 import pathlib
 
-import numpy as np
-import pyarrow as pa
-
 from openpi_b1k.sample.recording import Recording
 from openpi_b1k.sample.render import SIZES
 from openpi_b1k.sample.scene import button_object
@@ -62,20 +59,6 @@ def annotation(recording: Recording) -> dict:
 def task_lines() -> list[dict]:
     """Returns the lines of tasks.jsonl, the same in both generations."""
     return [{"task_index": goal.task_index, "task_name": goal.task_name, "task": goal.prompt} for goal in GOALS]
-
-
-def statistics(values: np.ndarray) -> dict[str, list]:
-    """Returns min, max, mean, std, q01, q99 and count of rows [n, d]."""
-    values = values.astype(np.float64)
-    q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
-    rows = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    return {name: row.tolist() for name, row in (rows | {"q01": q01, "q99": q99}).items()} | {"count": [len(values)]}
-
-
-def vectors(rows: np.ndarray) -> pa.Array:
-    """Returns float32 [n, d] as a column of n lists."""
-    offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1])
-    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)))
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:

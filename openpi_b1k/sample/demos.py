@@ -123,6 +123,6 @@ def code_version() -> str:
     """Returns a hash of the code that makes the demonstrations: changed code makes new ones."""
     digest = hashlib.sha256()
     package = pathlib.Path(__file__).parents[1]
-    for path in sorted([*package.glob("sample/*.py"), *package.glob("robots/*.py")]):
+    for path in sorted([*package.glob("sample/*.py"), *package.glob("robots/*.py"), package / "lerobot_format.py"]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openpi_b1k.config.data import Modality
+from openpi_b1k.lerobot_format import statistics, vectors
 from openpi_b1k.robots.r1pro import CAMERAS, PROPRIO_2025
 from openpi_b1k.sample.columns import (
     annotation,
-    statistics,
     task_lines,
-    vectors,
     video_feature,
     write_json,
     write_lines,

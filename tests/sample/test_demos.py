@@ -398,12 +398,15 @@ def test_other_code_makes_other_data(monkeypatch, tmp_path):
     package = pathlib.Path(demos.__file__).parents[1]
     for room in ("sample", "robots"):
         shutil.copytree(package / room, tmp_path / room)
+    shutil.copy(package / "lerobot_format.py", tmp_path)
     monkeypatch.setattr(demos, "__file__", str(tmp_path / "sample" / "demos.py"))
     assert demos.code_version() == before
     (tmp_path / "sample" / "world.py").write_text("# slower arms\n")
     slower = demos.code_version()
     (tmp_path / "robots" / "r1pro.py").write_text("# another layout\n")
-    assert len({before, slower, demos.code_version()}) == 3
+    other_robot = demos.code_version()
+    (tmp_path / "lerobot_format.py").write_text("# other columns\n")
+    assert len({before, slower, other_robot, demos.code_version()}) == 4
 
 
 def test_a_config_is_given_its_data(monkeypatch, tmp_path):
