@@ -69,6 +69,8 @@ class Policy:
     """Environments of a connection; a row each."""
     chunks: int = 100
     """New chunks to time for each."""
+    channels: int = 4
+    """Of the images sent: 4 as the simulator renders them, or 3."""
     soak_minutes: float = 0.0
     """Instead: send 30 requests per second for so long, check each reply, and watch memory."""
     json: pathlib.Path | None = None
@@ -83,7 +85,7 @@ class Policy:
                 raise ValueError("a soak checks replies by what the null network answers: leave --checkpoint out")
             return [dataclasses.asdict(soak.measure(60 * self.soak_minutes))]
         subject = policy.null_subject() if self.checkpoint is None else policy.checkpoint_subject(self.checkpoint)
-        return [dataclasses.asdict(row) for row in policy.measure(subject, self.num_envs, self.chunks)]
+        return [dataclasses.asdict(row) for row in policy.measure(subject, self.num_envs, self.chunks, self.channels)]
 
 
 @dataclasses.dataclass(frozen=True)

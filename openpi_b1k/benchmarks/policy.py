@@ -40,9 +40,11 @@ class Row:
     """Times of one number of environments, in ms; those of stages are medians of replies with a new chunk."""
 
     num_envs: int
+    channels: int
+    """Of the images sent."""
     message_mib: float
     resize_p50: float
-    """Of all cameras' images, one after the other, with nothing else going on."""
+    """Of all cameras' images in RGB, one after the other, with nothing else going on."""
     new_chunk_p50: float
     """From the last byte received to the reply handed to the socket, the model left out."""
     new_chunk_p99: float
@@ -112,17 +114,22 @@ def checkpoint_subject(checkpoint: pathlib.Path) -> Subject:
     return Subject(policies, model.image_size, model.action_horizon)
 
 
-def measure(subject: Subject, num_envs: Sequence[int], num_chunks: int) -> list[Row]:
+def measure(
+    subject: Subject, num_envs: Sequence[int], num_chunks: int, channels: int = policy_traffic.CHANNELS
+) -> list[Row]:
     """Returns a row for each number of environments of one connection, all from one server.
 
     Args:
         subject: is told PROMPT.
         num_envs: environments; calls are compiled for these.
         num_chunks: new chunks to time, each followed by replies that need none.
+        channels: of the images sent, 3 or 4.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is below 1, or the channels are neither 3 nor 4.
     """
+    if channels not in (3, 4):
+        raise ValueError(f"images have 3 channels, RGB, or 4, RGBA as the simulator sends them; got {channels}")
     if min(num_chunks, *num_envs) < 1:
         raise ValueError(f"environments and chunks must be at least 1; got {(*num_envs, num_chunks)}")
     setup = Setup(subject.policies, PromptBook(fixed=PROMPT), batch_sizes=tuple(num_envs))
@@ -131,8 +138,8 @@ def measure(subject: Subject, num_envs: Sequence[int], num_chunks: int) -> list[
     with serving_in_thread(setup) as port, policy_traffic.processes(1) as clients:
         for num in num_envs:
             resize = resize_ms(num, subject.image_size, num_chunks)
-            asked = clients.submit(policy_traffic.exchange, port, num, num_chunks, replies_per_chunk)
-            rows.append(_row(num, resize, asked.result()))
+            asked = clients.submit(policy_traffic.exchange, port, num, channels, num_chunks, replies_per_chunk)
+            rows.append(_row(num, channels, resize, asked.result()))
     return rows
 
 
@@ -149,10 +156,10 @@ def resize_ms(num_envs: int, image_size: int, num: int) -> list[float]:
     return times
 
 
-def _row(num_envs: int, resize: Sequence[float], replies: Sequence[Reply]) -> Row:
+def _row(num_envs: int, channels: int, resize: Sequence[float], replies: Sequence[Reply]) -> Row:
     new = [reply for reply in replies if reply.is_new_chunk]
     kept = [reply for reply in replies if not reply.is_new_chunk]
-    size = len(protocol.pack(policy_traffic.observation(num_envs)))
+    size = len(protocol.pack(policy_traffic.observation(num_envs, channels=channels)))
     stages = {
         name: _percentile([reply.server_timing[f"{name}_ms"] for reply in new], 50)
         for name in ("decode", "queue_wait", "preprocess", "model", "post")
@@ -161,6 +168,7 @@ def _row(num_envs: int, resize: Sequence[float], replies: Sequence[Reply]) -> Ro
     resize_p50 = _percentile(resize, 50)
     return Row(
         num_envs=num_envs,
+        channels=channels,
         message_mib=size / 2**20,
         resize_p50=resize_p50,
         new_chunk_p50=_percentile(without_model, 50),

@@ -17,7 +17,7 @@ from openpi_b1k.serving import protocol
 from openpi_b1k.serving.client import Client
 
 CHANNELS = 4
-"""The simulator renders RGBA; the fourth is dropped before the resize."""
+"""The simulator renders RGBA; the fourth is dropped before the resize. Other clients send 3."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +36,31 @@ class Reply:
         return self.server_timing["preprocess_ms"] > 0
 
 
-def observation(num_envs: int, mark: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def observation(num_envs: int, mark: float = 0.0, seed: int = 0, channels: int = CHANNELS) -> dict[str, Any]:
     """Returns what the evaluator of 2026 sends for `num_envs` environments, at the cameras' sizes, of noise.
 
     Args:
         num_envs: leading size of every array.
         mark: of the base's first velocity in environment 0, and 0.01 more in each one after, to tell replies apart.
         seed: of the noise.
+        channels: of the images.
     """
     random = np.random.default_rng(seed)
     proprio = np.zeros((num_envs, PROPRIO_2025.size), np.float32)
     proprio[:, PROPRIO_2025.slice("base_qvel").start] = mark + 0.01 * np.arange(num_envs)
     images = {
         f"{camera.simulator_name}::rgb": random.integers(
-            0, 256, (num_envs, camera.size, camera.size, CHANNELS), np.uint8
+            0, 256, (num_envs, camera.size, camera.size, channels), np.uint8
         )
         for camera in CAMERAS
     }
     return {protocol.PROPRIO: proprio, **images, protocol.TASK_ID: np.zeros((num_envs, 1), np.int64)}
 
 
-def exchange(port: int, num_envs: int, num_chunks: int, replies_per_chunk: int) -> list[Reply]:
+def exchange(port: int, num_envs: int, channels: int, num_chunks: int, replies_per_chunk: int) -> list[Reply]:
     """Returns the replies to episodes of one chunk each, one request after the other, without those of the first."""
     timings, round_trips = [], []
-    message = observation(num_envs)
+    message = observation(num_envs, channels=channels)
     with Client("127.0.0.1", port) as client:
         for _ in range(1 + num_chunks):
             client.reset()

@@ -16,6 +16,7 @@ from openpi_b1k.serving.batching import WINDOW_S, Batcher
 from openpi_b1k.serving.chunking import make_executor
 from openpi_b1k.serving.continuing import Guidance, blank_continuation, guidance_for
 from openpi_b1k.serving.executor import Executor
+from openpi_b1k.serving.memory import keep_freed_memory
 from openpi_b1k.serving.policies import Policies, Profile
 from openpi_b1k.serving.prompts import PromptBook
 from openpi_b1k.serving.server import Limits, Server
@@ -52,6 +53,7 @@ async def serving(setup: Setup, host: str = "127.0.0.1", port: int = 8000) -> As
         OSError: the address cannot be listened to.
         ValueError: the policies cannot be executed like that.
     """
+    keep_freed_memory()
     sessions = Sessions(setup.keep_s)
     batcher = Batcher(
         setup.policies,

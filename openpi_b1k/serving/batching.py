@@ -1,8 +1,8 @@
 """Model calls shared by environments that need a chunk at the same time, off the event loop.
 
 One task collects what is asked for. It waits a little where more clients are connected than have asked, then has the
-samples prepared in several threads, and the model called in the one thread that owns it, for all at once. Meanwhile the
-next calls are collected.
+samples prepared in several threads, and their images resized there one by one, and the model called in the one thread
+that owns it, for all at once. Meanwhile the next calls are collected.
 """
 
 import asyncio
@@ -178,7 +178,8 @@ class Batcher:
 
     async def _prepared(self, policy: Acting, batch: list[_Asked]) -> list[tuple[_Asked, dict[str, Any]]]:
         """Returns the model's inputs of those for whom there are any; the others get their errors."""
-        prepared = await self._in(self._preparers, [functools.partial(policy.prepare, one.sample) for one in batch])
+        samples = await self._resized(policy, [asked.sample for asked in batch])
+        prepared = await self._in(self._preparers, [functools.partial(policy.prepare, sample) for sample in samples])
         fine = []
         for asked, inputs in zip(batch, prepared, strict=True):
             if not isinstance(inputs, BaseException):
@@ -188,6 +189,16 @@ class Batcher:
             else:
                 _fail([asked], _model_failure(inputs))
         return fine
+
+    async def _resized(self, policy: Acting, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the samples with images at the model's size; one that cannot be is left for `prepare` to refuse."""
+        places = [(i, camera) for i, sample in enumerate(samples) for camera in sample.get("images", {})]
+        calls = [functools.partial(policy.resize, samples[i]["images"][camera]) for i, camera in places]
+        images: list[dict[str, np.ndarray]] = [{} for _ in samples]
+        for (i, camera), resized in zip(places, await self._in(self._preparers, calls), strict=True):
+            is_done = not isinstance(resized, BaseException)
+            images[i][camera] = resized if is_done else samples[i]["images"][camera]
+        return [sample | {"images": images[i]} if images[i] else sample for i, sample in enumerate(samples)]
 
     def _call(self, policy: Acting, inputs: list[dict[str, Any]]) -> tuple[list[np.ndarray], float, float]:
         """Returns finished chunks, and the seconds the model and what follows it took."""

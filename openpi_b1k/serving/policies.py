@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 class Acting(Protocol):
     """What a server needs of a policy, stage by stage, so that it can time them and isolate their failures."""
 
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Returns one camera's image at the model's size, which `prepare` then leaves as it is. Called as that is."""
+        ...
+
     def prepare(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Returns a raw sample as the model's input. Called from several threads."""
         ...

@@ -11,6 +11,7 @@ from openpi_b1k.config.model import LoraConfig, ModelConfig
 from openpi_b1k.config.train import TrainConfig
 from openpi_b1k.robots.r1pro import r1pro
 from openpi_b1k.serving.continuing import CARRIED, with_continuation
+from openpi_b1k.transforms.images import resize_with_pad
 from openpi_b1k.transforms.pipeline import input_pipeline, output_pipeline
 from openpi_b1k.transforms.tokenize import Tokenizer
 
@@ -76,6 +77,10 @@ class Policy:
         inputs = [self.prepare(sample) for sample in samples]
         chunks = self.predict(inputs)
         return np.stack([self.finish(chunk, one) for chunk, one in zip(chunks, inputs, strict=True)])
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Returns an image at the model's size, most of the work of `prepare`, which then leaves it as it is."""
+        return resize_with_pad(image, self.config.model.image_size)
 
     def prepare(self, sample: dict[str, Any]) -> ModelSample:
         """Returns a raw sample as the network sees it; may be called from several threads.

@@ -39,7 +39,7 @@ def test_the_null_network_acts_by_the_state_and_the_rest_of_serving_is_real(subj
 
 def test_a_row_is_what_replies_with_and_without_a_new_chunk_take(subject):
     [row] = policy.measure(subject, [2], num_chunks=3)
-    assert row.num_envs == 2
+    assert (row.num_envs, row.channels) == (2, 4)
     assert row.message_mib == pytest.approx(2 * 4 * (720**2 + 2 * 480**2) / 2**20, rel=0.01)
     assert row.new_chunk_aim == pytest.approx(1.5 * row.resize_p50 + 3)
     assert 0 < row.preprocess < row.new_chunk_p50 <= row.new_chunk_p99
@@ -51,10 +51,10 @@ def test_a_row_is_what_replies_with_and_without_a_new_chunk_take(subject):
 
 def test_of_each_chunk_one_reply_is_new(subject, monkeypatch):
     seen = []
-    monkeypatch.setattr(policy, "_row", lambda num, resize, replies: seen.append((num, len(resize), replies)))
-    policy.measure(subject, [1], num_chunks=2)
-    [(num, num_resizes, replies)] = seen
-    assert (num, num_resizes) == (1, 2)
+    monkeypatch.setattr(policy, "_row", lambda *row: seen.append(row))
+    policy.measure(subject, [1], num_chunks=2, channels=3)
+    [(num, channels, resizes, replies)] = seen
+    assert (num, channels, len(resizes)) == (1, 3, 2)
     assert [reply.is_new_chunk for reply in replies] == [True, False, False, False] * 2
     for reply in replies:
         parts = ("decode_ms", "infer_ms")

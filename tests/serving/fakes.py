@@ -32,6 +32,9 @@ class FakePolicy:
         self.entered = threading.Semaphore(0)
         """Released at each call's beginning."""
 
+    def resize(self, image):
+        return image
+
     def prepare(self, sample):
         self.num_prepared += 1
         if not np.isfinite(sample["proprio"]).all():

@@ -154,3 +154,29 @@ def test_timing_adds_up():
     [chunk] = run(lambda batcher: chunks_of(batcher, "fake", [sample(1)], "one"), policies(FakePolicy()))
     timing = chunk.timing
     assert min(timing.queue_wait_ms, timing.preprocess_ms, timing.model_ms, timing.post_ms) > 0
+
+
+def test_images_are_resized_one_by_one_and_what_fails_is_left_for_prepare_to_refuse():
+    resized, seen = [], []
+
+    class Resizing(FakePolicy):
+        def resize(self, image):
+            resized.append(image)
+            if image == "broken":
+                raise ValueError("not this one")
+            return f"small {image}"
+
+        def prepare(self, sample):
+            seen.append(sample["images"])
+            if "broken" in sample["images"].values():
+                raise ValueError("an image is broken")
+            return super().prepare(sample)
+
+    samples = [sample(1) | {"images": {"head": "a", "left_wrist": "b"}}, sample(2) | {"images": {"head": "broken"}}]
+    before = [dict(one["images"]) for one in samples]
+    chunk, error = run(lambda batcher: chunks_of(batcher, "fake", samples, "one"), policies(Resizing()))
+    assert values([chunk]) == [1]
+    assert str(error) == "an image is broken"
+    assert sorted(resized) == ["a", "b", "broken"]
+    assert sorted(seen, key=len) == [{"head": "broken"}, {"head": "small a", "left_wrist": "small b"}]
+    assert [one["images"] for one in samples] == before

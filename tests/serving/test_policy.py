@@ -52,6 +52,15 @@ def test_a_chunk_per_sample_in_the_robots_units_the_same_for_a_seed(sample_check
         jax.tree.map(np.testing.assert_array_equal, sample, untouched)
 
 
+def test_images_resized_before_make_the_same_model_input(sample_checkpoint):
+    policy = jax_backend.load(sample_checkpoint)
+    random = np.random.default_rng(0)
+    [sample] = samples(num=1)
+    sample["images"] = {name: random.integers(0, 256, (99, 77, 3), np.uint8) for name in sample["images"]}
+    resized = sample | {"images": {name: policy.resize(image) for name, image in sample["images"].items()}}
+    jax.tree.map(np.testing.assert_array_equal, policy.prepare(resized), policy.prepare(sample))
+
+
 def test_the_chunk_is_the_models_unnormalised_and_absolute(sample_checkpoint):
     """The output by hand: clip nothing, quantiles back, then arms added to the state of the first step."""
     policy = jax_backend.load(sample_checkpoint)
