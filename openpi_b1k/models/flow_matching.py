@@ -5,8 +5,9 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from openpi_b1k.typing import Array, Bool, Float, PRNGKeyArray, typecheck
+from openpi_b1k.typing import Array, Bool, Float, PRNGKeyArray, PyTree, typecheck
 
 MIN_TIME, TIME_RANGE = 0.001, 0.999
 TIME_BETA = 1.5  # time follows Beta(1.5, 1) within its range: noisy times are drawn more often
@@ -80,32 +81,60 @@ def masked_mean_loss(
     return mean_errors(*masked_squared_errors(velocity, target_velocity, mask))
 
 
+def flow_times(num_flow_steps: int) -> np.ndarray:
+    """Returns the flow times at which `integrate` asks for the velocity, float32 [steps], equal to the bit.
+
+    Raises:
+        ValueError: fewer than one step is asked for.
+    """
+    check_num_flow_steps(num_flow_steps)
+    differences = np.full(num_flow_steps, -1.0 / num_flow_steps, np.float32)
+    differences[0] = 1.0
+    return np.cumsum(differences, dtype=np.float32)
+
+
 def integrate(
-    velocity: Velocity,
+    velocity: Callable[..., Float[Array, "b ah ad"]],
     noise: Float[Array, "b ah ad"],
     *,
     num_flow_steps: int,
     guide: Guide | None = None,
+    per_step: PyTree = (),
 ) -> Float[Array, "b ah ad"]:
-    """Returns actions: `num_flow_steps` equal Euler steps of `velocity(noisy_actions, time)` from time 1 to 0.
+    """Returns actions: `num_flow_steps` equal Euler steps of `velocity(noisy_actions, time, *known of the step)`.
 
     Steps are counted as integers, so that their number never depends on rounding; time is summed in float32 as
     openpi sums it, because the time embedding tells the last bit of it apart. A guide changes the velocity, and the
     noisy actions after each step; without one nothing changes.
 
+    Args:
+        velocity: from noisy actions, their flow time, and this step's part of each of `per_step`.
+        noise: to start from, at time 1.
+        num_flow_steps: from there to time 0.
+        guide: where to lead.
+        per_step: a tuple of what is known of the steps before, pytrees with a leading axis of steps.
+
     Raises:
         ValueError: fewer than one step is asked for.
     """
-    if num_flow_steps < 1:
-        raise ValueError(f"num_flow_steps must be at least 1; got {num_flow_steps}")
-
+    check_num_flow_steps(num_flow_steps)
     step_size = jnp.float32(-1.0 / num_flow_steps)
-    if guide is not None:
-        velocity = guide.velocity(velocity)
 
-    def step(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         noisy_actions, time = state
-        noisy_actions, time = noisy_actions + step_size * velocity(noisy_actions, time), time + step_size
+        known = jax.tree.map(lambda steps: steps[i], per_step)
+
+        def here(noisy_actions: Array, time: Array) -> Array:
+            return velocity(noisy_actions, time, *known)
+
+        followed = here if guide is None else guide.velocity(here)
+        noisy_actions, time = noisy_actions + step_size * followed(noisy_actions, time), time + step_size
         return noisy_actions if guide is None else guide.after_step(noisy_actions, noise, time), time
 
     return jax.lax.fori_loop(0, num_flow_steps, step, (noise, jnp.float32(1.0)))[0]
+
+
+def check_num_flow_steps(num_flow_steps: int) -> None:
+    """Raises ValueError for fewer than one step."""
+    if num_flow_steps < 1:
+        raise ValueError(f"num_flow_steps must be at least 1; got {num_flow_steps}")

@@ -5,6 +5,7 @@ Source: openpi `models/gemma.py` at 15a9616. Stacked parameter shapes are openpi
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from openpi_b1k.sharding import take_rows
 from openpi_b1k.typing import Array, Bool, Float, Int, typecheck
 
 KeysValues = tuple[Float[Array, "*l b t k h"], Float[Array, "*l b t k h"]]
+Modulations = tuple[tuple[Float[Array, "*l #b #f 1 m"], Float[Array, "*l #b #f 1 m"]], Float[Array, "*s #b #f 1 m"]]
+"""Of the action expert's norms: both of every layer, and the final one."""
 
 
 def fan_init(in_axis: int | tuple[int, ...], batch_axis: int | tuple[int, ...] = ()) -> Initializer:
@@ -177,6 +180,10 @@ class ExpertLayer(nnx.Module):
         self.pre_mlp_norm = norm(config.width, rngs=rngs)
         self.mlp = Mlp(config, adapter, rngs=rngs)
 
+    def modulations(self, condition: Float[Array, "b f c"]) -> tuple[Float[Array, "b f 1 m"], Float[Array, "b f 1 m"]]:
+        """Returns what a condition makes of the norms before attention and MLP."""
+        return self.pre_attention_norm.modulation_by(condition), self.pre_mlp_norm.modulation_by(condition)
+
 
 @typecheck
 def add_gated(
@@ -200,6 +207,12 @@ class ActionExpert(nnx.Module):
         self.layers = stack_layers(lambda keys: ExpertLayer(config, adapter, norm, rngs=keys), config.depth, rngs)
         self.final_norm = norm(config.width, rngs=rngs)
 
+    def modulations(self, condition: Float[Array, "b f c"]) -> Modulations:
+        """Returns what a condition makes of all norms; fixed norms need c = 0 only."""
+        graph, params = nnx.split(self.layers)
+        of_layers = jax.lax.map(lambda layer: nnx.merge(graph, layer).modulations(condition), params)
+        return of_layers, self.final_norm.modulation_by(condition)
+
     @typecheck
     def __call__(
         self,
@@ -209,24 +222,34 @@ class ActionExpert(nnx.Module):
         prefix_mask: Bool[Array, "b t"],
         *,
         remat: Remat,
+        modulations: Modulations | None = None,
     ) -> Float[Array, "b f a d"]:
-        """Returns the suffix tokens [b, f, a, d] after every layer and the final norm; fixed norms need c = 0 only."""
+        """Returns the suffix tokens [b, f, a, d] after every layer and the final norm.
+
+        What the condition makes of the norms may be given; else each layer works it out, and training does not keep it.
+        """
+        of_layers, of_final_norm = modulations or (None, None)
         own_mask = attention_mask(suffix.mask, suffix.starts_block)
         num_suffix, num_prefix = suffix.mask.shape[1], prefix_mask.shape[1]
         to_prefix = jnp.broadcast_to(prefix_mask[:, None, :], (prefix_mask.shape[0], num_suffix, num_prefix))
         mask = jnp.concatenate([to_prefix, own_mask], axis=-1)
         where = positions(suffix.mask, jnp.sum(prefix_mask, axis=-1, dtype=jnp.int32))
 
-        def body(layer: ExpertLayer, x: Array, from_prefix: KeysValues) -> tuple[None, Callable[[], Array]]:
+        def body(layer: ExpertLayer, x: Array, given: tuple[KeysValues, Any]) -> tuple[None, Callable[[], Array]]:
+            from_prefix, known = given
+
             def next_x() -> Array:
-                normed, gate = layer.pre_attention_norm(x, condition)
+                of_attention, of_mlp = known or layer.modulations(condition)
+                normed, gate = layer.pre_attention_norm(x, of_attention)
                 own = layer.attn.keys_values(normed, where)
                 gathered = attention.attend_with_prefix(layer.attn.queries(normed, where), own, from_prefix, mask)
                 attended = add_gated(x, layer.attn.output(gathered), gate)
-                normed, gate = layer.pre_mlp_norm(attended, condition)
+                normed, gate = layer.pre_mlp_norm(attended, of_mlp)
                 return add_gated(attended, layer.mlp(normed), gate)
 
             return None, next_x
 
-        x, _ = run_layers(self.layers, body, suffix.tokens, remat=remat, per_layer=prefix_keys_values)
-        return self.final_norm(x, condition)[0]
+        x, _ = run_layers(self.layers, body, suffix.tokens, remat=remat, per_layer=(prefix_keys_values, of_layers))
+        if of_final_norm is None:
+            of_final_norm = self.final_norm.modulation_by(condition)
+        return self.final_norm(x, of_final_norm)[0]

@@ -156,8 +156,12 @@ class FixedRMSNorm(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.scale = parameter(rngs, zeros, (width,), ("norm",))
 
+    def modulation_by(self, condition: Float[Array, "b f c"]) -> Float[Array, "b f 1 0"]:
+        """Returns what the condition makes of the norm: nothing."""
+        return jnp.zeros((*condition.shape[:2], 1, 0), jnp.float32)
+
     def __call__(
-        self, x: Float[Array, "b f t d"], condition: Float[Array, "b f c"]
+        self, x: Float[Array, "b f t d"], modulation: Float[Array, "#b #f 1 0"]
     ) -> tuple[Float[Array, "b f t d"], Float[Array, "1 1 1 1"]]:
         """Returns `x` normalised, in its type, and a float32 gate of one."""
         return (rms_normalize(x) * (1 + self.scale[...])).astype(x.dtype), jnp.ones((1, 1, 1, 1), jnp.float32)
@@ -169,11 +173,14 @@ class AdaptiveRMSNorm(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.modulation = Linear({"embed": width}, {"modulation": 3 * width}, rngs=rngs, kernel_init=zeros)
 
+    def modulation_by(self, condition: Float[Array, "b f d"]) -> Float[Array, "b f 1 m"]:
+        """Returns the norm's scale, shift and gate under a condition, float32, one after the other."""
+        return self.modulation(condition.astype(jnp.float32))[:, :, None, :]
+
     def __call__(
-        self, x: Float[Array, "b f t d"], condition: Float[Array, "b f d"]
-    ) -> tuple[Float[Array, "b f t d"], Float[Array, "b f 1 d"]]:
+        self, x: Float[Array, "b f t d"], modulation: Float[Array, "#b #f 1 m"]
+    ) -> tuple[Float[Array, "b f t d"], Float[Array, "#b #f 1 d"]]:
         """Returns `x` normalised and modulated, in its type, and the float32 gate for what is computed from it."""
-        modulation = self.modulation(condition.astype(jnp.float32))[:, :, None, :]
         scale, shift, gate = jnp.split(modulation, 3, axis=-1)
         return (rms_normalize(x) * (1 + scale) + shift).astype(x.dtype), gate
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.models import flow_matching
-from openpi_b1k.models.gemma import ActionExpert, KeysValues, Vlm
+from openpi_b1k.models.gemma import ActionExpert, KeysValues, Modulations, Vlm
 from openpi_b1k.models.layers import Remat
 from openpi_b1k.models.point_cloud import PointNet
 from openpi_b1k.models.siglip import Siglip
@@ -94,10 +94,24 @@ class Network(nnx.Module):
         state: Float[Array, "b ad"],
         noisy_actions: Float[Array, "b f ah ad"],
         time: Float[Array, "b f"],
+        modulations: Modulations | None = None,
     ) -> Float[Array, "b f a d"]:
-        """Returns what the action expert makes of `f` noisy chunks per observation: all tokens of the suffix."""
+        """Returns what the action expert makes of `f` noisy chunks per observation: all tokens of the suffix.
+
+        With `modulations`, those of `time`, they are not worked out again.
+        """
         suffix, condition = self.suffix.embed(state, noisy_actions, time, dtype=jnp.dtype(self.config.dtype))
-        return self.action_expert(suffix, condition, keys_values, prefix_mask, remat=self.remat)
+        return self.action_expert(
+            suffix, condition, keys_values, prefix_mask, remat=self.remat, modulations=modulations
+        )
+
+    def modulations_per_step(self, times: Float[Array, " steps"]) -> Modulations:
+        """Returns the modulations of the expert's norms at flow times, for any observation, steps on axis 0.
+
+        Nothing else is known of a chunk before it is sampled; each kernel is read once for all steps.
+        """
+        of_layers, of_final_norm = self.action_expert.modulations(self.suffix.condition(times[:, None]))
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[:, :, None], of_layers), of_final_norm[:, None]
 
 
 def all_images(observation: Observation) -> UInt8[Array, "images size size 3"]:
@@ -204,12 +218,17 @@ class Model:
         """
         network = self.network(params)
 
-        def velocity(noisy_actions: Array, time: Array) -> Array:
+        def velocity(noisy_actions: Array, time: Array, modulations: Modulations) -> Array:
             times = jnp.full((noise.shape[0], 1), time)
-            suffix_out = network.expert_output(*prefix, observation.state, noisy_actions[:, None], times)
+            noisy = (noisy_actions[:, None], times)
+            suffix_out = network.expert_output(*prefix, observation.state, *noisy, modulations)
             return network.suffix.velocity(suffix_out)[:, 0]
 
         with on_mesh(self.mesh):
             prefix = network.read_prefix(observation)
+            times = jnp.asarray(flow_matching.flow_times(num_flow_steps))
+            known = network.modulations_per_step(times)
             start = noise.astype(jnp.float32)
-            return flow_matching.integrate(velocity, start, num_flow_steps=num_flow_steps, guide=guide)
+            return flow_matching.integrate(
+                velocity, start, num_flow_steps=num_flow_steps, guide=guide, per_step=(known,)
+            )

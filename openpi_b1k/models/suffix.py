@@ -55,9 +55,12 @@ class Pi05Suffix(nnx.Module):
         b, _, num_actions, _ = tokens.shape
         mask = jnp.ones((b, num_actions), bool)
         starts_block = (True,) + (False,) * (num_actions - 1)
-        condition = jax.nn.swish(self.time_mlp_in(time_embedding(time, self.width)))
-        condition = jax.nn.swish(self.time_mlp_out(condition))
-        return TokenGroup(tokens, mask, starts_block), condition
+        return TokenGroup(tokens, mask, starts_block), self.condition(time)
+
+    def condition(self, time: Float[Array, "b f"]) -> Float[Array, "b f d"]:
+        """Returns the float32 condition of the adaptive norms; it depends on nothing but the flow time."""
+        hidden = jax.nn.swish(self.time_mlp_in(time_embedding(time, self.width)))
+        return jax.nn.swish(self.time_mlp_out(hidden))
 
     def velocity(self, suffix_out: Float[Array, "b f ah d"]) -> Float[Array, "b f ah ad"]:
         """Returns the float32 velocity of the flow for each action."""
@@ -103,7 +106,11 @@ class Pi0Suffix(nnx.Module):
         state_token = jnp.broadcast_to(state_token, (b, f, 1, self.width))
         tokens = jnp.concatenate([state_token, actions], axis=2).astype(dtype)
         starts_block = (True, True) + (False,) * (num_actions - 1)
-        return TokenGroup(tokens, jnp.ones((b, 1 + num_actions), bool), starts_block), jnp.zeros((b, f, 0))
+        return TokenGroup(tokens, jnp.ones((b, 1 + num_actions), bool), starts_block), self.condition(time)
+
+    def condition(self, time: Float[Array, "b f"]) -> Float[Array, "b f 0"]:
+        """Returns a condition without entries."""
+        return jnp.zeros((*time.shape, 0))
 
     def velocity(self, suffix_out: Float[Array, "b f t d"]) -> Float[Array, "b f ah ad"]:
         """Returns the float32 velocity of the flow for each action; what came of the state is not used."""

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openpi_b1k.models.flow_matching import flow_path, integrate, masked_mean_loss, masked_squared_errors, sample_time
+from openpi_b1k.models.flow_matching import (
+    flow_path,
+    flow_times,
+    integrate,
+    masked_mean_loss,
+    masked_squared_errors,
+    sample_time,
+)
 
 
 def test_time_one_is_noise_and_zero_is_the_action():
@@ -78,6 +85,21 @@ def test_integration_of_a_straight_path_is_exact(num_flow_steps):
 def test_integration_evaluates_at_the_start_of_each_step():
     chunk = integrate(jnp.full_like, jnp.zeros((1, 1, 1)), num_flow_steps=4)
     np.testing.assert_allclose(chunk, -(1 + 0.75 + 0.5 + 0.25) / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_flow_steps", [1, 4, 7, 10, 50])
+def test_flow_times_are_those_of_the_integration_to_the_bit(num_flow_steps):
+    seen = []
+
+    def velocity(noisy_actions, time, known):
+        seen.append((float(time), float(known)))
+        return 0 * noisy_actions
+
+    times = flow_times(num_flow_steps)
+    assert times.dtype == np.float32
+    with jax.disable_jit():
+        integrate(velocity, jnp.zeros((1, 1, 1)), num_flow_steps=num_flow_steps, per_step=(times,))
+    assert seen == [(float(time), float(time)) for time in times]
 
 
 def test_no_steps_are_refused():
