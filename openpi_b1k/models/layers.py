@@ -18,7 +18,12 @@ from openpi_b1k.sharding import gathered, split_batch
 from openpi_b1k.typing import Array, Float
 
 NORM_EPS = 1e-6  # openpi's, for layer norm and RMS norm alike
-UNROLLED_DEPTH = 3
+UNROLLED_DEPTHS = {"none": 6, "dots": 3, "full": 3}
+"""By remat, up to how many layers are written out one by one.
+
+A scan writes what the backward pass keeps into stacked arrays, which takes CPUs longer than computing it. But where
+layers are to be computed twice, the compiler for CPUs holds on to more of them if they are written out.
+"""
 
 Initializer = Callable[..., Array]
 Remat = Literal["none", "dots", "full"]
@@ -205,7 +210,7 @@ def run_layers(
 ) -> tuple[Array, Any]:
     """Returns `x` after every layer, and the layers' outputs stacked on axis 0.
 
-    Up to `UNROLLED_DEPTH` layers are written out; more share one `scan`, which compiles once for all.
+    A few layers are written out (`UNROLLED_DEPTHS`); more share one `scan`, which compiles once for all.
 
     Args:
         layers: parameters of all layers, from `stack_layers`.
@@ -225,7 +230,7 @@ def run_layers(
             return next_x(), output
         return (x if is_last is True else jax.lax.cond(is_last, lambda: x, next_x)), output
 
-    if depth <= UNROLLED_DEPTH:  # a scan would write what the backward pass needs into stacked arrays: slow on CPUs
+    if depth <= UNROLLED_DEPTHS[remat]:
         outputs = []
         for index in range(depth):
             inputs = jax.tree.map(lambda stacked, index=index: stacked[index], (params, per_layer))

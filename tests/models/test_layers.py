@@ -84,7 +84,7 @@ def test_layers_are_drawn_one_by_one():
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("unrolled", [True, False])
 def test_every_way_to_run_layers_agrees_with_a_loop(monkeypatch, unrolled, remat):
-    monkeypatch.setattr(layers, "UNROLLED_DEPTH", 4 if unrolled else 0)
+    monkeypatch.setattr(layers, "UNROLLED_DEPTHS", dict.fromkeys(layers.UNROLLED_DEPTHS, 4 if unrolled else 0))
     stacked, x = stack(4), jnp.arange(4.0)[None] / 4
     kernel, bias = np.asarray(stacked.kernel[...]), np.asarray(stacked.bias[...])
     expected, outputs = np.asarray(x), []
@@ -103,7 +103,7 @@ def test_every_way_to_run_layers_agrees_with_a_loop(monkeypatch, unrolled, remat
 
 @pytest.mark.parametrize("unrolled", [True, False])
 def test_the_rest_of_the_last_layer_gets_no_gradient(monkeypatch, unrolled):
-    monkeypatch.setattr(layers, "UNROLLED_DEPTH", 4 if unrolled else 0)
+    monkeypatch.setattr(layers, "UNROLLED_DEPTHS", dict.fromkeys(layers.UNROLLED_DEPTHS, 4 if unrolled else 0))
     stacked = stack(4)
     graph, params = nnx.split(stacked)
     gradient = jax.grad(lambda p: run(nnx.merge(graph, p), jnp.ones((1, 4)), 4, remat="none", skip_last=True)[1].sum())(

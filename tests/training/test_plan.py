@@ -8,6 +8,7 @@ import pytest
 from configs import pi0_b1k, pi05_b1k, pi05_b1k_expert
 from openpi_b1k import sharding
 from openpi_b1k.config.train import TrainConfig
+from openpi_b1k.models import layers
 from openpi_b1k.models.pi0 import Model
 from openpi_b1k.training import plan, plan_choice, trainable
 from openpi_b1k.training.optimizer import make_optimizer
@@ -20,7 +21,7 @@ PREFIX = ("vision", "language")
 # decides how layers overlap, so this is no equality: 0.9 to 1.3 is what the plan promises, and a remat, a depth or a
 # number of rows that were left out would miss it several times over.
 STEPS = {
-    "none": plan_cases.config(remat="none", batch_size=4),
+    "none": plan_cases.config(remat="none", batch_size=4, depth=7),
     "microbatches and flow samples": plan_cases.config(remat="dots", batch_size=32, microbatches=2, flow_samples=4),
     "more rows, deeper": plan_cases.config(remat="full", batch_size=48, depth=7),
     "pi0": plan_cases.config(kind="pi0", remat="full", flow_samples=2),
@@ -35,6 +36,15 @@ def test_a_step_takes_what_is_planned(name: str):
     planned = plan.estimate(config, 1)
 
     assert 0.9 < (planned.gradients + planned.activations + planned.workspace) / temporary < 1.3
+
+
+def test_layers_that_are_written_out_take_no_more_than_planned():
+    config = plan_cases.config(remat="none", batch_size=4)
+    assert config.model.vlm.depth <= layers.UNROLLED_DEPTHS["none"]
+    _, temporary = plan_cases.compiled_bytes(config)
+    planned = plan.estimate(config, 1)
+
+    assert 0.9 < (planned.gradients + planned.activations + planned.workspace) / temporary < 3
 
 
 def test_a_shared_state_takes_what_is_planned():
