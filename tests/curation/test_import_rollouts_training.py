@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 import configs
-from configs import pi05_b1k_sample_rft
+from configs import pi05_b1k_sample, pi05_b1k_sample_rft
 from openpi_b1k.config import cli
 from openpi_b1k.config.data import SourceConfig
 from openpi_b1k.curation.rollouts import importing
@@ -72,10 +72,11 @@ def test_a_run_trains_on_both(mixed):
 def test_the_recipe_is_the_sample_worlds_with_rollouts_beside_it():
     recipe = pi05_b1k_sample_rft.CONFIG
     demonstrations, rollouts = recipe.data.sources
-    assert (demonstrations.weight, rollouts.weight) == (0.6, 0.4)
+    assert (demonstrations.weight, rollouts.weight) == (0.4, 0.6)
     assert rollouts.transforms == demonstrations.transforms
     assert rollouts.validation_episodes == ()
-    assert recipe.norm_stats == "checkpoint"
+    before = pi05_b1k_sample.CONFIG  # from the same beginning, with statistics of all it is trained on
+    assert (recipe.weights, recipe.norm_stats, recipe.schedule) == ("none", "data", before.schedule)
 
 
 def test_the_commands_of_the_page_are_understood():
