@@ -24,8 +24,10 @@ def load(directory: pathlib.Path, options: Options) -> Policy:
         from openpi_b1k.pytorch import policy  # noqa: PLC0415
 
         return policy.load(directory, seed=options.seed)
+    from openpi_b1k import compilation  # noqa: PLC0415
     from openpi_b1k.serving import jax_backend  # noqa: PLC0415
 
+    compilation.keep_programs()
     return jax_backend.load(directory, options.seed, options.weights_kind)
 
 

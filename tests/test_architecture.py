@@ -27,6 +27,7 @@ PLAIN = {
 }
 ARRAYS = {
     "typing": set(),
+    "compilation": {"paths"},
     "observation": {"typing"},
     "sharding": {"typing"},
 }

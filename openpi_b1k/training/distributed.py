@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from openpi_b1k import metrics
+from openpi_b1k import compilation, metrics
 from openpi_b1k.config import serialize
 from openpi_b1k.config.train import DistributedConfig, TrainConfig
 from openpi_b1k.training import devices, liveness
@@ -73,6 +73,7 @@ def run(function: Callable[[TrainConfig], int], config: TrainConfig) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     metrics.setup_logging(is_main=jax.process_index() == 0)
+    compilation.keep_programs()
     if launch is None:
         return function(config)
     with Membership(config.distributed) as membership:

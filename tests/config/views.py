@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from openpi_b1k import metrics, sharding
+from openpi_b1k import compilation, metrics, sharding
 from openpi_b1k.config.model import ModelConfig
 from openpi_b1k.data.b1k import BadSampleError
 from openpi_b1k.data.batch_memory import OwnBlocks
@@ -328,6 +328,7 @@ def compiler_flags(config):
         mock.patch.dict("os.environ", {"XLA_FLAGS": ""}),
         mock.patch("faulthandler.enable"),
         mock.patch.object(metrics, "setup_logging"),
+        mock.patch.object(compilation, "keep_programs"),
     ):
         flags = []
         distributed.run(lambda config: flags.append(os.environ["XLA_FLAGS"]) or 0, config)
