@@ -17,10 +17,10 @@ def keep_programs() -> pathlib.Path | None:
     program, devices, versions and flags; `JAX_ENABLE_COMPILATION_CACHE=false` switches it off. Call it before
     anything is compiled. Source: JAX's persistent compilation cache.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    settings = jax.config.values
+    if not settings["jax_enable_compilation_cache"]:
         return None
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(paths.cache_dir() / "programs"))
-    directory = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    directory = pathlib.Path(settings["jax_compilation_cache_dir"] or paths.cache_dir() / "programs")
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     logger.info("compiled programs are kept in %s", directory)
     return directory
