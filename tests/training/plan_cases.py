@@ -17,7 +17,7 @@ from openpi_b1k.training.step import train_step
 
 
 def config(
-    *, kind: str = "pi05", remat: str = "full", depth: int = 4, batch_size: int = 16, **changes: object
+    *, kind: str = "pi05", remat: str = "full", depth: int = 7, batch_size: int = 16, **changes: object
 ) -> TrainConfig:
     """Returns a run whose activations are what takes memory: many tokens, wide MLPs, deep enough for a scan."""
     gemma = GemmaConfig(width=64, depth=depth, mlp_dim=512, num_heads=4, num_kv_heads=1, head_dim=32)

@@ -21,9 +21,9 @@ PREFIX = ("vision", "language")
 # decides how layers overlap, so this is no equality: 0.9 to 1.3 is what the plan promises, and a remat, a depth or a
 # number of rows that were left out would miss it several times over.
 STEPS = {
-    "none": plan_cases.config(remat="none", batch_size=4, depth=7),
+    "none": plan_cases.config(remat="none", batch_size=4),
     "microbatches and flow samples": plan_cases.config(remat="dots", batch_size=32, microbatches=2, flow_samples=4),
-    "more rows, deeper": plan_cases.config(remat="full", batch_size=48, depth=7),
+    "more rows, deeper": plan_cases.config(remat="full", batch_size=48, depth=9),
     "pi0": plan_cases.config(kind="pi0", remat="full", flow_samples=2),
     "frozen": plan_cases.config(remat="dots", freeze=PREFIX, batch_size=32),
 }
@@ -39,7 +39,7 @@ def test_a_step_takes_what_is_planned(name: str):
 
 
 def test_layers_that_are_written_out_take_no_more_than_planned():
-    config = plan_cases.config(remat="none", batch_size=4)
+    config = plan_cases.config(remat="none", batch_size=4, depth=4)
     assert config.model.vlm.depth <= layers.UNROLLED_DEPTHS["none"]
     _, temporary = plan_cases.compiled_bytes(config)
     planned = plan.estimate(config, 1)
