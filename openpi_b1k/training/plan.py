@@ -2,8 +2,8 @@
 
 The state is exact: shapes, types and shardings on a mesh without devices. What forward and backward pass keep is read
 off the model's derivative (`plan_activations.py`). What a layer needs for a moment while it is computed depends on how
-well the compiler fuses; for that there are two measured factors, LAYER_BACKWARD and LAYER_FORWARD. They are of layers in a
-scan, as all real models have; one of six layers or less that computes them twice may take a fifth more than planned.
+well the compiler fuses; for that there are two measured factors, LAYER_BACKWARD and LAYER_FORWARD. They are of layers
+in a scan, as all real models have; one of six layers or less that computes them twice may take a fifth more.
 """
 
 import dataclasses
