@@ -73,8 +73,8 @@ def run(function: Callable[[TrainConfig], int], config: TrainConfig) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     metrics.setup_logging(is_main=jax.process_index() == 0)
-    compilation.keep_programs()
     if launch is None:
+        compilation.keep_programs()  # of several, JAX keeps the first one's; the others would tune kernels without it
         return function(config)
     with Membership(config.distributed) as membership:
         if not is_same(config):
